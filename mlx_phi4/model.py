@@ -1,0 +1,77 @@
+"""Phi-4: encoders, merge and decoder. A text-only model is the same class without encoders."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from .adapters import ROUTES, Mode, Route
+from .audio.encoder import AudioEncoder
+from .audio.preprocess import Clip
+from .audio.projector import AudioProjector
+from .config import Config
+from .decoder import Decoder
+from .processor import Inputs
+from .state import DecodeState
+from .vision.encoder import VisionEncoder
+from .vision.preprocess import Picture
+from .vision.projector import VisionProjector
+
+
+class Phi4(nn.Module):
+    """The whole model. It is never changed by a request: see ``state.DecodeState``."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        decoder, vision, audio = config.decoder, config.vision, config.audio
+        self.model = Decoder(decoder, config.adapters)
+        if not decoder.tie_word_embeddings:
+            self.lm_head = nn.Linear(decoder.hidden_size, decoder.vocab_size, bias=False)
+        if vision is not None:
+            self.vision_encoder = VisionEncoder(vision)
+            self.vision_projector = VisionProjector(vision.hidden_size, decoder.hidden_size)
+        if audio is not None:
+            self.audio_encoder = AudioEncoder(audio)
+            self.audio_projectors = {
+                name: AudioProjector(audio.hidden_size, decoder.hidden_size)
+                for _, name in ROUTES.values()
+                if name is not None
+            }
+
+    def __call__(self, inputs: Inputs) -> mx.array:
+        """Logits (B, L, V) of a full forward pass without a cache.
+
+        Left-padding columns of a batch hold nothing of use.
+        """
+        return self.logits(self.model(self.embed(inputs), self.new_state(inputs)))
+
+    def logits(self, h: mx.array) -> mx.array:
+        """Hidden states (B, L, D) -> (B, L, V)."""
+        if "lm_head" in self:
+            return self.lm_head(h)
+        return self.model.embed_tokens.as_linear(h)
+
+    def embed(self, inputs: Inputs) -> mx.array:
+        """Token embeddings (B, L, D) with pictures and sound in their places."""
+        h = self.model.embed_tokens(inputs.input_ids)
+        for media in inputs.media:
+            features = self.embed_media(media.item, inputs.modes[media.row]).astype(h.dtype)
+            h[media.row, media.start : media.start + media.item.tokens] = features
+        return h
+
+    def embed_media(self, item: Picture | Clip, mode: Mode) -> mx.array:
+        """One picture or clip as (tokens, D); a clip is projected as its request's mode asks."""
+        if isinstance(item, Picture):
+            return self.vision_projector(self.vision_encoder(item), item)
+        return self.audio_projectors[ROUTES[mode][1]](self.audio_encoder(item.features))
+
+    def new_state(self, inputs: Inputs, cache: list | None = None) -> DecodeState:
+        """A fresh state for these rows; a row's regime follows from its own length."""
+        original = self.config.decoder.rope.original_max_position_embeddings
+        lengths = inputs.input_ids.shape[1] - np.array(inputs.padding)
+        return DecodeState(
+            route=Route.of(inputs.modes),
+            padding=inputs.padding,
+            long=tuple(bool(length > original) for length in lengths),
+            cache=cache,
+        )

@@ -1,0 +1,1 @@
+"""Pictures: bytes to views (preprocess), views to features (encoder), features to tokens."""

@@ -1,0 +1,220 @@
+"""From a picture in any form to the views that the encoder sees: dynamic HD.
+
+Source: the published ``Phi4MultimodalImageProcessor``; crops of 448 pixels, at most 36, and one
+global view. Two differences are on purpose: EXIF orientation is applied, and 16-bit grey pictures
+are scaled by 1/257 (the published code clips them to white).
+"""
+
+import io
+import math
+import os
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..config import CROP_SIZE, PATCH_SIZE
+from ..errors import MediaError
+
+MAX_CROPS = 36
+PATCHES = CROP_SIZE // PATCH_SIZE  # per side of a view
+CELLS = PATCHES // 2  # per side of a view, after 2x2 pooling
+MIN_SIDE = 10  # pixels of the resized picture; the published code refuses less
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture cut into views, ready for the encoder.
+
+    ``global_view`` is (448, 448, 3) float32 in about [-1, 1]; ``crops`` is (C, 448, 448, 3) uint8
+    in row-major order over ``grid`` = (rows, columns); ``kept`` counts the (rows, columns) of
+    patches of the stitched crops that are picture and not padding.
+    """
+
+    global_view: np.ndarray
+    crops: np.ndarray
+    grid: tuple[int, int]
+    kept: tuple[int, int]
+
+    @property
+    def kept_cells(self) -> tuple[int, int]:
+        """Rows and columns of the crops' grid that become tokens, after 2x2 pooling."""
+        return math.ceil(self.kept[0] / 2), math.ceil(self.kept[1] / 2)
+
+    @property
+    def tokens(self) -> int:
+        """Length in tokens: crops with a separator per row, one separator, the global view."""
+        rows, columns = self.kept_cells
+        return rows * (columns + 1) + 1 + CELLS * (CELLS + 1)
+
+    @property
+    def kept_by_view(self) -> list[tuple[int, int]]:
+        """(rows, columns) of kept patches of each view: the global view first, then the crops."""
+
+        def side(total: int, count: int) -> list[int]:
+            return [min(max(total - PATCHES * i, 0), PATCHES) for i in range(count)]
+
+        rows, columns = (side(n, c) for n, c in zip(self.kept, self.grid, strict=True))
+        return [(PATCHES, PATCHES)] + [(r, c) for r in rows for c in columns]
+
+    def pixels(self, views: list[int]) -> np.ndarray:
+        """The views with these indices, (N, 448, 448, 3) float32 in about [-1, 1]."""
+        return np.stack([self.global_view if i == 0 else _scale(self.crops[i - 1]) for i in views])
+
+
+def prepare_picture(source) -> Picture:
+    """Read, resize and cut one picture.
+
+    Args:
+        source: path, bytes, PIL image, or array (H, W), (H, W, 1|3|4) of uint8 or uint16.
+
+    Raises:
+        MediaError: it cannot be read, or its shape is too extreme.
+    """
+    name = _name(source)
+    image = _to_rgb(_open(source, name), name)
+    width, height = image.size
+    columns, rows = _grid(width, height)
+    wide, high = CROP_SIZE * columns, CROP_SIZE * rows
+    # keep the aspect: the side that needs the smaller factor fills its crops
+    if wide / width < high / height:
+        size = (wide, int(height * (wide / width)))
+    else:
+        size = (int(width * (high / height)), high)
+    if min(size) < MIN_SIDE:
+        raise MediaError(
+            f"{name}: a picture of {width} x {height} pixels is too elongated "
+            f"(it would be resized to {size[0]} x {size[1]}; at least {MIN_SIDE} are needed)"
+        )
+    canvas = np.full((high, wide, 3), 255, np.uint8)
+    canvas[: size[1], : size[0]] = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+    crops = canvas.reshape(rows, CROP_SIZE, columns, CROP_SIZE, 3).swapaxes(1, 2)
+    return Picture(
+        global_view=_bicubic(canvas),
+        crops=np.ascontiguousarray(crops).reshape(-1, CROP_SIZE, CROP_SIZE, 3),
+        grid=(rows, columns),
+        kept=(
+            PATCHES * rows - (high - size[1]) // PATCH_SIZE,
+            PATCHES * columns - (wide - size[0]) // PATCH_SIZE,
+        ),
+    )
+
+
+def _grid(width: int, height: int) -> tuple[int, int]:
+    """Columns and rows of crops: as many as the picture covers, or the nearest shape below 37."""
+    columns, rows = math.ceil(width / CROP_SIZE), math.ceil(height / CROP_SIZE)
+    if columns * rows <= MAX_CROPS:
+        return columns, rows
+    best, best_gap = (1, 1), math.inf
+    for shape in _shapes():
+        gap = abs(width / height - shape[0] / shape[1])
+        large = width * height > 0.5 * CROP_SIZE**2 * shape[0] * shape[1]
+        if gap < best_gap or (gap == best_gap and large):
+            best, best_gap = shape, gap
+    return best
+
+
+@cache
+def _shapes() -> list[tuple[int, int]]:
+    """All (columns, rows) of at most 36 crops, by area; equal areas in the published order."""
+    sides = range(1, MAX_CROPS + 1)
+    # a set, as in the published code: its order breaks ties between equal areas
+    shapes = {(i, j) for n in sides for i in range(1, n + 1) for j in range(1, n + 1) if i * j <= MAX_CROPS}
+    return sorted(shapes, key=lambda shape: shape[0] * shape[1])
+
+
+def _scale(pixels: np.ndarray) -> np.ndarray:
+    return (pixels.astype(np.float32) - 127.5) / 127.5
+
+
+def _bicubic(canvas: np.ndarray) -> np.ndarray:
+    """Resize (H, W, 3) uint8 to a (448, 448, 3) view: a = -0.75, no antialiasing, no clamping."""
+    rows, row_weights = _taps(canvas.shape[0])
+    columns, column_weights = _taps(canvas.shape[1])
+    view = np.zeros((CROP_SIZE, canvas.shape[1], 3), np.float32)
+    for tap in range(4):
+        view += _scale(canvas[rows[tap]]) * row_weights[tap][:, None, None]
+    return sum(view[:, columns[tap]] * column_weights[tap][:, None] for tap in range(4))
+
+
+def _taps(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices and weights (4, 448) of the four neighbours, half-pixel centres, edges repeated."""
+    centre = (np.arange(CROP_SIZE) + 0.5) * (size / CROP_SIZE) - 0.5
+    first = np.floor(centre)
+    t = centre - first
+    a = -0.75
+    distance = np.stack([1 + t, t, 1 - t, 2 - t])
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    weights = np.where(distance <= 1, near, far)
+    indices = np.clip(first + np.arange(-1, 3)[:, None], 0, size - 1).astype(int)
+    return indices, weights.astype(np.float32)
+
+
+def _name(source) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return str(source)
+    return f"picture ({type(source).__name__})"
+
+
+def _open(source, name: str) -> Image.Image:
+    """Decode fully, so that a truncated file fails here and not in the middle of a request."""
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        opened = source
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        opened = io.BytesIO(source)
+    elif isinstance(source, (str, os.PathLike)):
+        opened = Path(source).expanduser()
+    else:
+        raise MediaError(f"{name}: expected a path, bytes, a PIL image or an array")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from 89 megapixels on and refuses from 179 on; a warning is no answer
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = opened if isinstance(opened, Image.Image) else Image.open(opened)
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except FileNotFoundError:
+        raise MediaError(f"{name}: no such file") from None
+    except Image.DecompressionBombError as error:
+        raise MediaError(f"{name}: too many pixels: {error}") from None
+    except Image.UnidentifiedImageError:
+        empty = len(source) == 0 if not isinstance(opened, Path) else opened.stat().st_size == 0
+        raise MediaError(f"{name}: {'is empty' if empty else 'is not a picture'}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        raise MediaError(f"{name}: cannot be read as a picture: {error}") from None
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if not shaped or 0 in array.shape or array.dtype not in (np.uint8, np.uint16):
+        raise MediaError(
+            f"a picture array has shape {array.shape} and dtype {array.dtype}, expected (H, W) or "
+            "(H, W, 1|3|4) of uint8 or uint16"
+        )
+    return Image.fromarray(array if array.dtype == np.uint8 else _from_16_bits(array))
+
+
+def _from_16_bits(values: np.ndarray) -> np.ndarray:
+    return np.round(values / 257).astype(np.uint8)
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """RGB; alpha is composited on white as the published processor does."""
+    if image.mode == "F":
+        raise MediaError(f"{name}: pictures of floating-point pixels are not supported")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.clip(np.asarray(image), 0, 65535)
+        return Image.fromarray(_from_16_bits(values)).convert("RGB")
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
