@@ -119,7 +119,7 @@ class Generation:
         """Prefill in pieces; the last hidden state (B, 1, D)."""
         for start in range(0, embeddings.shape[1], PREFILL_STEP):
             hidden = self.model.model(embeddings[:, start : start + PREFILL_STEP], state)
-            mx.eval([cache.state for cache in state.cache])
+            mx.eval([cache.keys_and_values() for cache in state.cache])
         return hidden[:, -1:]
 
     def first_logits(self) -> mx.array:
@@ -146,7 +146,7 @@ class Generation:
         self._run(embeddings, alone)
         start, stop = self.state.padding[row], self.state.offset
         for cache, new in zip(self.state.cache, alone.cache, strict=True):
-            keys, values = new.state
+            keys, values = new.keys_and_values()
             cache.keys[row, :, start:stop] = keys[0]
             cache.values[row, :, start:stop] = values[0]
         self.state.long = tuple(True if other == row else long for other, long in enumerate(self.state.long))

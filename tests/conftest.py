@@ -1,0 +1,38 @@
+"""Shared fixtures: reduced random checkpoints, written once per run, and their loaded models."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import mlx_phi4
+from mlx_phi4.random_checkpoint import write_random_checkpoint
+
+sys.path.insert(0, str(Path(__file__).parent / "golden"))  # cases.py serves the golden script and the tests
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A function (layout, size) -> folder of a float32 checkpoint. Not to be changed: copy it first."""
+    made = {}
+
+    def write(layout="microsoft", size="reduced"):
+        if (layout, size) not in made:
+            folder = tmp_path_factory.mktemp(f"{size}-{layout}")
+            made[layout, size] = write_random_checkpoint(folder, layout, size)
+        return made[layout, size]
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def loaded(checkpoint):
+    """A function (layout, size) -> (model, processor), loaded once."""
+    made = {}
+
+    def load(layout="microsoft", size="reduced"):
+        if (layout, size) not in made:
+            made[layout, size] = mlx_phi4.load(checkpoint(layout, size))
+        return made[layout, size]
+
+    return load

@@ -1,0 +1,46 @@
+"""The live comparison: other weights and other requests than the golden files hold, where torch is installed."""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from cases import clip, picture, prose
+
+import mlx_phi4
+from mlx_phi4.random_checkpoint import write_random_checkpoint
+
+MISSING = [name for name in ("torch", "torchvision", "transformers", "peft") if find_spec(name) is None]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}: see golden/README.md")
+
+REQUESTS = {
+    "text": ([("user", prose(40, seed=5))], [], []),
+    "system": ([("system", "Ответь кратко."), ("user", "  東京は何語? 🙂")], [], []),
+    "vision": ([("user", "<|image_1|> and <|image_2|>?")], [(448, 900), (77, 130)], []),
+    "speech": ([("user", "<|audio_1|>Transcribe, please.")], [], [3.3]),
+    "long speech": ([("user", "<|audio_1|>Summarize.")], [], [43.0]),
+    "vision-speech": ([("user", "<|image_1|><|audio_1|>")], [(700, 300)], [1.7]),
+}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    from reference import Reference
+
+    folder = tmp_path_factory.mktemp("live")
+    write_random_checkpoint(folder / "transformers", "transformers", "reduced", seed=11)
+    write_random_checkpoint(folder / "microsoft", "microsoft", "reduced", seed=11)
+    return Reference(folder / "transformers"), *mlx_phi4.load(folder / "microsoft")
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_logits_equal_the_reference(both, name):
+    reference, model, processor = both
+    turns, sizes, seconds = REQUESTS[name]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    pictures = [picture(*size, seed=9) for size in sizes]
+    clips = [clip(length, seed=9) for length in seconds]
+    prepared = reference.prepare(messages, pictures, clips)
+    inputs = processor(messages, pictures, [(samples, 16_000) for samples in clips])
+    assert np.array_equal(np.array(inputs.input_ids[0]), prepared.input_ids[0].numpy())
+    difference = np.abs(np.array(model(inputs)[0]) - reference.logits(prepared)).max()
+    assert difference <= (0.1 if pictures else 5e-3)

@@ -1,0 +1,109 @@
+"""The original context's end: the short table up to it, the long table from one token more on, never a mix."""
+
+import json
+import shutil
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from cases import picture
+
+import mlx_phi4
+from mlx_phi4 import Request
+from mlx_phi4.config import Config
+
+ORIGINAL = 60  # tokens; a small one makes the test quick
+
+
+@pytest.fixture(scope="module")
+def small_context(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small") / "model"
+    shutil.copytree(checkpoint(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["original_max_position_embeddings"] = ORIGINAL
+    (folder / "config.json").write_text(json.dumps(config))
+    return mlx_phi4.load(folder)
+
+
+def stepwise(model, processor, request, count):
+    """Greedy tokens by whole forward passes without a cache, as the reference makes them."""
+    inputs = processor.batch([request])
+    h, ids, tokens = model.embed(inputs), inputs.input_ids, []
+    for _ in range(count):
+        state = model.new_state(mlx_phi4.Inputs(ids, (0,), inputs.modes))
+        tokens.append(model.logits(model.model(h, state))[0, -1].argmax().item())
+        if tokens[-1] in processor.tokenizer.stop_ids:
+            break
+        ids = mx.concatenate([ids, mx.array([tokens[-1:]], dtype=mx.int32)], axis=1)
+        h = mx.concatenate([h, model.model.embed_tokens(ids[:, -1:])], axis=1)
+    return tokens
+
+
+TEXT = Request("Tell me of the sea. " * 2)
+PICTURE = Request("What?", images=[picture(90, 90)])
+
+
+def test_regime_changes_after_the_original_context(small_context):
+    model, processor = small_context
+    for length, long in ((ORIGINAL, False), (ORIGINAL + 1, True)):
+        inputs = processor("x" * length, raw=True)
+        inputs = mlx_phi4.Inputs(inputs.input_ids[:, :length], (0,), inputs.modes)
+        assert model.new_state(inputs).long == (long,)
+
+
+def test_the_tables_differ_where_it_matters(small_context):
+    model, processor = small_context
+    inputs = processor("Tell me of the sea.")
+    h = model.embed(inputs)
+    short, long = model.new_state(inputs), model.new_state(inputs)
+    long.long = (True,)
+    assert mx.abs(model.model(h, short) - model.model(h, long)).max().item() > 0.05
+
+
+def test_generation_across_the_boundary_equals_full_passes(small_context):
+    model, processor = small_context
+    length = processor.batch([TEXT]).lengths[0]
+    count = ORIGINAL - length + 12
+    assert count - 12 > 5, "the prompt must leave room before the boundary"
+    expected = stepwise(model, processor, TEXT, count)
+    (answer,) = mlx_phi4.batch_generate(model, processor, [TEXT], max_tokens=count)
+    assert answer.tokens == expected
+
+
+def test_rows_of_both_regimes_in_one_batch(small_context):
+    """One row starts long, one crosses on the way, one stays short."""
+    model, processor = small_context
+    requests = [TEXT, PICTURE, Request("Hi")]
+    lengths = processor.batch(requests).lengths
+    count = ORIGINAL - lengths[0] + 6
+    assert lengths[1] > ORIGINAL > lengths[2] + count
+    answers = mlx_phi4.batch_generate(model, processor, requests, max_tokens=count)
+    for request, answer in zip(requests, answers, strict=True):
+        assert answer.tokens == stepwise(model, processor, request, count)
+
+
+def test_prefill_in_pieces_equals_one_pass(small_context, monkeypatch):
+    model, processor = small_context
+    request = Request("Tell me of the sea. " * 6)
+    expected = mlx_phi4.batch_generate(model, processor, [request], max_tokens=5)[0].tokens
+    monkeypatch.setattr("mlx_phi4.engine.PREFILL_STEP", 17)
+    assert mlx_phi4.batch_generate(model, processor, [request], max_tokens=5)[0].tokens == expected
+
+
+def test_published_scale(checkpoint):
+    rope = Config.from_folder(checkpoint()).decoder.rope
+    assert rope.scale == pytest.approx(1.1902, abs=1e-4)
+    assert rope.original_max_position_embeddings == 4096
+
+
+def test_rotation_keeps_the_other_dimensions(loaded):
+    from mlx_phi4.rope import LongRope, rotate
+
+    model, _ = loaded()
+    config = model.config.decoder
+    rope = LongRope(config.rope, config.head_dim)
+    x = mx.random.normal((1, 3, 2, config.head_dim))
+    turned = rotate(x, rope.rotation(mx.array([[0, 5, 9]]), (False,), mx.float32), config.rope.dims)
+    rest = config.rope.dims
+    assert np.array_equal(np.array(turned[..., rest:]), np.array(x[..., rest:]))
+    assert np.allclose(np.array(turned[:, 0, :, :rest]), np.array(x[:, 0, :, :rest]) * config.rope.scale, atol=1e-6)
