@@ -64,10 +64,6 @@ class Route:
             )
         )
 
-    def row(self, row: int) -> "Route":
-        """The route of one row alone."""
-        return Route(tuple((adapter, None) for adapter, rows in self.groups if rows is None or row in rows.tolist()))
-
 
 class LoRA(nn.Module):
     """``alpha / rank * up(down(x))``."""

@@ -35,7 +35,7 @@ class Attention(nn.Module):
         values = qkv[:, :, turning:].transpose(0, 2, 1, 3)
         if cache is not None:
             keys, values = cache.update_and_fetch(keys, values)
-        y = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=step.mask)
+        y = _attend(queries, keys, values, cache, self.scale, step.mask)
         return self.o_proj(y.transpose(0, 2, 1, 3).reshape(B, L, -1), step.route)
 
 
@@ -84,6 +84,17 @@ class Decoder(nn.Module):
         for layer, cache in zip(self.layers, caches, strict=True):
             h = layer(h, step, cache)
         return self.norm(h)
+
+
+def _attend(queries, keys, values, cache, scale, mask):
+    """Attention over arrays, or over the packed keys and values of a quantized cache."""
+    if hasattr(cache, "bits"):
+        from mlx_lm.models.base import quantized_scaled_dot_product_attention
+
+        return quantized_scaled_dot_product_attention(
+            queries, keys, values, scale=scale, mask=mask, group_size=cache.group_size, bits=cache.bits
+        )
+    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
 
 
 @partial(mx.compile, shapeless=True)

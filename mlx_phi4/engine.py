@@ -1,179 +1,216 @@
-"""Token by token: prefill, decoding steps, sampling, and the change of the RoPE regime.
+"""Token by token: prefill, decoding steps, rows that end, and the change of the RoPE regime.
 
 The lowest rung of generation: from ``Inputs`` to token ids, for all rows of a batch at once.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 
 from .errors import Phi4Error
+from .media_cache import MediaCache
 from .model import Phi4
 from .processor import Inputs
-from .state import DecodeState
-
-PREFILL_STEP = 2048  # columns of a prompt that go through the decoder at once
+from .prompt_cache import PromptCache
+from .sampling import RowSampler, Sampled, Sampling, sample
+from .state import CacheOptions, DecodeState
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. Temperature 0 takes the most likely one.
+class EngineOptions:
+    """How a batch is computed; none of it changes what is computed, but for ``kv`` and ``rope``.
 
-    ``seed`` makes a row's tokens depend on its request and the seed alone, also in a batch.
+    ``prefill_step_size`` prompt tokens go through the decoder at once. ``rope`` "auto" begins with the short table and
+    computes a sequence again once it passes the original context; "long" uses the long table from the start.
+    ``progress`` is called with (prompt tokens done, of how many).
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float | None = None
-    seed: int | None = None
+    prefill_step_size: int = 2048
+    kv: CacheOptions = field(default_factory=CacheOptions)
+    rope: str = "auto"
+    prompt_cache: PromptCache | None = None
+    media_cache: MediaCache | None = None
+    progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self):
-        penalty = self.repetition_penalty
-        for name, valid, expected in (
-            ("temperature", 0 <= self.temperature < float("inf"), "at least 0"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k >= 0, "at least 0 (0: off)"),
-            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("repetition_penalty", penalty is None or 0 < penalty < float("inf"), "above 0"),
-        ):
-            if not valid:
-                raise Phi4Error(f"{name} is {getattr(self, name)}, expected {expected}")
+        if self.prefill_step_size < 1:
+            raise Phi4Error(f"prefill_step_size is {self.prefill_step_size}, expected at least 1")
+        if self.rope not in ("auto", "long"):
+            raise Phi4Error(f"rope is {self.rope!r}, expected auto or long")
 
 
-class Sampler:
-    """Chooses a token for every row: (logits (B, V), step number) -> tokens (B,)."""
+@dataclass
+class RowOptions:
+    """What one row asks for."""
 
-    def __init__(self, sampling: Sampling, inputs: Inputs):
-        from mlx_lm.sample_utils import make_logits_processors, make_sampler
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int = 256
 
-        self._seed = sampling.seed
-        self._greedy = sampling.temperature == 0
-        self._choose = make_sampler(
-            temp=sampling.temperature,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            top_k=sampling.top_k,
-        )
-        penalty = sampling.repetition_penalty
-        self._processors = make_logits_processors(repetition_penalty=penalty)
-        self._history = [inputs.input_ids[row, padding:] for row, padding in enumerate(inputs.padding)]
 
-    def __call__(self, logits: mx.array, step: int) -> mx.array:
-        if self._processors:
-            logits = mx.concatenate([self._process(row, logits[row : row + 1]) for row in range(logits.shape[0])])
-        tokens = self._sample(logits, step)
-        if self._processors:
-            self._history = [mx.concatenate([seen, tokens[row : row + 1]]) for row, seen in enumerate(self._history)]
-        return tokens
+@dataclass(frozen=True)
+class RowToken:
+    """One row's token of one step; ``logprob`` and ``top_logprobs`` (best first) where they were asked for."""
 
-    def _process(self, row: int, logits: mx.array) -> mx.array:
-        for process in self._processors:
-            logits = process(self._history[row], logits)
-        return logits
-
-    def _sample(self, logits: mx.array, step: int) -> mx.array:
-        if self._greedy:
-            return mx.argmax(logits, axis=-1)
-        logprobs = logits.astype(mx.float32)
-        logprobs = logprobs - mx.logsumexp(logprobs, axis=-1, keepdims=True)
-        if self._seed is None:
-            return self._choose(logprobs)
-        rows = []
-        for row in range(logprobs.shape[0]):
-            # one stream of numbers per row and step, whoever else is in the batch
-            mx.random.seed(((self._seed << 24) + step) % 2**63)
-            rows.append(self._choose(logprobs[row : row + 1]))
-        return mx.concatenate(rows)
+    row: int
+    token: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] | None = None
 
 
 class Generation:
-    """One batch on its way: its state, and what a change of regime needs to rebuild it.
+    """One batch on its way.
 
-    A row that grows past the original context (4096 tokens) must turn all its keys by the long
-    table, so its cache is computed again, once, from the embeddings of its prompt and the tokens
-    so far. Kept for that: at most 4096 embeddings per row, and only while a row may get there.
+    A row that grows past the original context (4096 tokens) must turn all its keys by the long table, so its cache is
+    computed again, once, from the embeddings of its prompt and the tokens so far. Kept for that: at most 4096
+    embeddings per row (25 MB at the published width in bfloat16), and only while a row may get there.
     """
 
-    def __init__(self, model: Phi4, inputs: Inputs, max_tokens: int):
-        self.model = model
-        self.state = model.new_state(inputs, self._new_cache())
-        embeddings = model.embed(inputs)
+    def __init__(
+        self,
+        model: Phi4,
+        inputs: Inputs,
+        rows: list[RowOptions],
+        stop_ids: frozenset[int] = frozenset(),
+        options: EngineOptions | None = None,
+    ):
+        self.model, self.inputs, self.options = model, inputs, options or EngineOptions()
+        self.options.kv.check(model.config.decoder.head_dim, len(rows))
+        if self.options.prompt_cache is not None and len(rows) > 1:
+            raise Phi4Error("a prompt cache serves one sequence at a time")
+        self.limits = [row.max_tokens for row in rows]
+        self.active = list(range(len(rows)))  # rows that still decode, in the order of the state's rows
+        vocabulary = model.config.decoder.vocab_size
+        self.samplers = [
+            RowSampler(row.sampling, inputs.input_ids[i, inputs.padding[i] :], stop_ids, vocabulary)
+            for i, row in enumerate(rows)
+        ]
+        self.reused = 0  # prompt tokens whose keys were there already
+        self.decoder_steps = 0
         self._original = model.config.decoder.rope.original_max_position_embeddings
+        self._retired: set[int] = set()
+        self._kept: dict[int, mx.array] = {}
+        self._fed: list[dict[int, mx.array]] = []
+
+    def retire(self, row: int) -> None:
+        """End a row: it leaves the batch before the next step."""
+        self._retired.add(row)
+
+    def steps(self) -> Iterator[list[RowToken]]:
+        """Yield the tokens of the rows that still decode, until each has ended or reached its limit.
+
+        The next step is under way on the device while the caller looks at this one's tokens.
+        """
+        try:
+            sampled = sample(self.samplers, self._prefill(), 0)
+            mx.async_eval(sampled.tokens)
+            count, rows = 1, list(self.active)
+            while rows:
+                on = [i for i, row in enumerate(rows) if self.limits[row] > count]
+                going = [rows[i] for i in on]
+                following = None
+                if going:
+                    self._keep(going)
+                    ready = sampled if len(on) == len(rows) else sampled.rows(on)
+                    following = sample([self.samplers[row] for row in going], self._advance(ready.tokens), count)
+                    mx.async_eval(following.tokens)
+                yield _row_tokens(rows, sampled, self.samplers)
+                live = [i for i, row in enumerate(going) if row not in self._retired]
+                if len(live) < len(going):
+                    following = following.rows(live) if live else None
+                rows, sampled, count = [going[i] for i in live], following, count + 1
+        finally:
+            self._give_back()
+
+    def _prefill(self) -> mx.array:
+        """Logits (B, V) after the prompt."""
+        inputs, options = self.inputs, self.options
+        cache, long = options.prompt_cache, options.rope == "long"
+        media = options.media_cache or (cache.media if cache is not None else None)
+        fresh = self.model.new_state(inputs, options.kv.make(len(self.model.model.layers)), long=long)
+        reused = cache.take(inputs, fresh.long[0], options.kv) if cache is not None else None
+        self.state = reused or fresh
+        self.reused = self.state.offset
+        embeddings = self.model.embed(inputs, media)
         self._kept = {
             row: embeddings[row : row + 1, inputs.padding[row] :]
             for row, length in enumerate(inputs.lengths)
-            if length <= self._original < length + max_tokens
+            if not self.state.long[row] and length + self.limits[row] > self._original
         }
-        self._tokens: list[mx.array] = []
-        self._prefilled = self._run(embeddings, self.state)
+        hidden = self._run(embeddings[:, self.reused :], self.state, options.progress)
+        return self.model.logits(hidden)[:, 0]
 
-    def _new_cache(self) -> list:
-        from mlx_lm.models.cache import KVCache
-
-        return [KVCache() for _ in self.model.model.layers]
-
-    def _run(self, embeddings: mx.array, state: DecodeState) -> mx.array:
+    def _run(self, embeddings: mx.array, state: DecodeState, progress=None) -> mx.array:
         """Prefill in pieces; the last hidden state (B, 1, D)."""
-        for start in range(0, embeddings.shape[1], PREFILL_STEP):
-            hidden = self.model.model(embeddings[:, start : start + PREFILL_STEP], state)
+        total, start = embeddings.shape[1], 0
+        while start < total:
+            stop = min(start + self.options.prefill_step_size, total)
+            quantized_at = self.options.kv.quantized_start - state.offset + start
+            if start < quantized_at < stop:
+                stop = quantized_at  # the change falls on the same token whatever the pieces are
+            hidden = self.model.model(embeddings[:, start:stop], state)
+            state.quantize_if_due(self.options.kv)
             mx.eval([cache.keys_and_values() for cache in state.cache])
+            start = stop
+            if progress is not None:
+                progress(start, total)
         return hidden[:, -1:]
 
-    def first_logits(self) -> mx.array:
-        """Logits (B, V) after the prompt."""
-        return self.model.logits(self._prefilled)[:, 0]
-
-    def next_logits(self, tokens: mx.array) -> mx.array:
+    def _advance(self, tokens: mx.array) -> mx.array:
         """Logits (B, V) after ``tokens`` (B,) were appended."""
-        for row in list(self._kept):
-            if self.state.offset + 1 - self.state.padding[row] > self._original:
-                self._lengthen(row)
-        if self._kept:
-            self._tokens.append(tokens)
+        for index, row in enumerate(self.active):
+            if row in self._kept and self.state.lengths[index] + 1 > self._original:
+                self._lengthen(index, row)
+        if self._kept or self.options.prompt_cache is not None:
+            self._fed.append({row: tokens[i : i + 1] for i, row in enumerate(self.active)})
+        self.decoder_steps += 1
         h = self.model.model.embed_tokens(tokens[:, None])
-        return self.model.logits(self.model.model(h, self.state))[:, 0]
+        logits = self.model.logits(self.model.model(h, self.state))[:, 0]
+        self.state.quantize_if_due(self.options.kv)
+        return logits
 
-    def _lengthen(self, row: int) -> None:
+    def _lengthen(self, index: int, row: int) -> None:
         """Compute a row's cache again with the long table and put it in place of the old one."""
         embeddings = self._kept.pop(row)
-        if self._tokens:
-            tokens = mx.stack([step[row] for step in self._tokens])[None]
-            embeddings = mx.concatenate([embeddings, self.model.model.embed_tokens(tokens)], axis=1)
-        alone = DecodeState(route=self.state.route.row(row), padding=(0,), long=(True,), cache=self._new_cache())
+        fed = [step[row] for step in self._fed if row in step]
+        if fed:
+            tokens = self.model.model.embed_tokens(mx.concatenate(fed)[None])
+            embeddings = mx.concatenate([embeddings, tokens], axis=1)
+        alone = DecodeState(
+            (self.state.modes[index],), (0,), (True,), self.options.kv.make(len(self.model.model.layers))
+        )
         self._run(embeddings, alone)
-        start, stop = self.state.padding[row], self.state.offset
-        for cache, new in zip(self.state.cache, alone.cache, strict=True):
-            keys, values = new.keys_and_values()
-            cache.keys[row, :, start:stop] = keys[0]
-            cache.values[row, :, start:stop] = values[0]
-        self.state.long = tuple(True if other == row else long for other, long in enumerate(self.state.long))
+        self.state.replace_row(index, alone)
+
+    def _keep(self, rows: list[int]) -> None:
+        """Drop rows that have ended from the state."""
+        if rows == self.active:
+            return
+        self.state.keep([self.active.index(row) for row in rows])
+        self.active = list(rows)
+        self._kept = {row: kept for row, kept in self._kept.items() if row in rows}
+
+    def _give_back(self) -> None:
+        """Leave the sequence in the prompt cache, as far as it was computed."""
+        cache = self.options.prompt_cache
+        if cache is not None and hasattr(self, "state") and self.state.offset >= max(self.inputs.lengths):
+            generated = [step[0].item() for step in self._fed]
+            cache.put(self.state, self.inputs, generated, self.options.kv)
 
 
-def generate_step(
-    model: Phi4,
-    inputs: Inputs,
-    sampling: Sampling | None = None,
-    max_tokens: int = 256,
-    on_prefilled: Callable[[], None] | None = None,
-) -> Iterator[list[int]]:
-    """Yield the next token of every row, at most ``max_tokens`` times; never stops by itself.
-
-    The next step is under way on the device while the caller looks at the last one's tokens.
-    """
-    sampler = Sampler(sampling or Sampling(), inputs)
-    generation = Generation(model, inputs, max_tokens)
-    tokens = sampler(generation.first_logits(), 0)
-    mx.async_eval(tokens)
-    if on_prefilled is not None:
-        mx.eval(tokens)
-        on_prefilled()
-    for step in range(1, max_tokens + 1):
-        following = None
-        if step < max_tokens:
-            following = sampler(generation.next_logits(tokens), step)
-            mx.async_eval(following)
-        yield tokens.tolist()
-        tokens = following
+def _row_tokens(rows: list[int], sampled: Sampled, samplers: list[RowSampler]) -> list[RowToken]:
+    """Read a step's tokens from the device."""
+    tokens = sampled.tokens.tolist()
+    if sampled.logprobs is None:
+        return [RowToken(row, token) for row, token in zip(rows, tokens, strict=True)]
+    logprobs = sampled.logprobs.tolist()
+    ids, values = ([[]] * len(rows),) * 2 if sampled.top is None else (part.tolist() for part in sampled.top)
+    found = []
+    for i, row in enumerate(rows):
+        asked = samplers[row].sampling.logprobs
+        if asked is None:
+            found.append(RowToken(row, tokens[i]))
+        else:
+            top = tuple(zip(ids[i][:asked], values[i][:asked], strict=True))
+            found.append(RowToken(row, tokens[i], logprobs[i], top))
+    return found

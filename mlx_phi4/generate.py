@@ -14,7 +14,7 @@ from .callable_module import make_callable
 from .errors import Phi4Error, PromptError
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
-    from .engine import Sampling
+    from .engine import EngineOptions, Generation, RowOptions
     from .model import Phi4
     from .processor import Inputs, Processor, Request
 
@@ -23,10 +23,11 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 class GenerationResponse:
     """One generated token of a stream, or one whole answer of a batch.
 
-    ``text`` is the new piece (possibly empty) or the whole answer, ``token`` the last id,
-    ``tokens`` all ids (batches only), ``mode`` one of text, vision, speech, vision-speech,
-    ``*_tps`` tokens per second, ``peak_memory`` gigabytes, ``finish_reason`` None, then "stop"
-    (an end token) or "length" (``max_tokens`` reached).
+    ``text`` is the new piece (possibly empty) or the whole answer, ``token`` the last id, ``tokens`` all ids (batches
+    only), ``mode`` one of text, vision, speech, vision-speech, ``*_tps`` tokens per second, ``peak_memory`` gigabytes,
+    ``finish_reason`` None, then "stop" (an end token or a stop string) or "length" (``max_tokens`` reached).
+    ``reused_tokens`` counts the prompt tokens that a prompt cache had. With ``logprobs=``: ``logprob`` of the token
+    (batches: a list, one per token) and ``top_logprobs``, pairs (id, log-probability), best first.
     """
 
     text: str
@@ -39,11 +40,34 @@ class GenerationResponse:
     peak_memory: float
     finish_reason: str | None = None
     tokens: list[int] | None = None
+    reused_tokens: int = 0
+    logprob: float | list[float] | None = None
+    top_logprobs: tuple | list | None = None
 
 
-def generate(model: "Phi4", processor: "Processor", prompt, images=None, audios=None, **options):
+def generate(
+    model: "Phi4",
+    processor: "Processor",
+    prompt: str | list[dict],
+    images: list | None = None,
+    audios: list | None = None,
+    *,
+    system: str | None = None,
+    raw: bool = False,
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float | None = None,
+    seed: int | None = None,
+    **options,
+) -> str:
     """The whole answer as a string. Arguments as in ``stream_generate``."""
-    return "".join(response.text for response in stream_generate(model, processor, prompt, images, audios, **options))
+    options |= {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+    options |= {"min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed}
+    responses = stream_generate(model, processor, prompt, images, audios, system=system, raw=raw, **options)
+    return "".join(response.text for response in responses)
 
 
 def stream_generate(
@@ -62,6 +86,7 @@ def stream_generate(
     min_p: float = 0.0,
     repetition_penalty: float | None = None,
     seed: int | None = None,
+    **options,
 ) -> Iterator[GenerationResponse]:
     """Yield one response per generated token, the end token included.
 
@@ -72,20 +97,27 @@ def stream_generate(
         top_p, top_k, min_p: keep only likely tokens when sampling; 1, 0 and 0 keep all.
         repetition_penalty: above 1 makes the last 20 tokens less likely.
         seed: the same seed gives the same answer.
+        options: ``stop`` (a string or a list of them); the other fields of ``sampling.Sampling``;
+            ``prefill_step_size``, ``rope``, ``prompt_cache``, ``media_cache`` and ``progress`` of
+            ``engine.EngineOptions``; ``kv_bits``, ``kv_group_size``, ``quantized_kv_start`` and ``max_kv_size``.
 
     Raises:
         Phi4Error: a bad argument, prompt or medium, before the first token.
     """
-    from .engine import Sampling
+    from .stops import AnswerText
 
-    sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
+    options |= {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+    options |= {"min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed}
+    rows, stops, engine = _options(options, [{}])
+    text = AnswerText(processor.tokenizer, stops[0])
     inputs = processor(prompt, images, audios, system=system, raw=raw)
-    detokenizer = processor.tokenizer.detokenizer()
-    for rows in _responses(model, processor, inputs, sampling, max_tokens):
-        (response,) = rows
-        response.text = detokenizer.add(response.token)
+    for response, end in _responses(model, processor, inputs, rows, engine):
+        response.text = text.add(response.token)
+        if text.stopped:
+            response.finish_reason = "stop"
         if response.finish_reason is not None:
-            response.text += detokenizer.finish()
+            response.text += text.finish()
+            end()
         yield response
 
 
@@ -101,74 +133,120 @@ def batch_generate(
     min_p: float = 0.0,
     repetition_penalty: float | None = None,
     seed: int | None = None,
+    **options,
 ) -> list[GenerationResponse]:
     """Whole answers to several requests of any modes and lengths, in one batch.
 
-    Each row gets the tokens that it gets alone. Options as in ``stream_generate``.
+    Each row gets the tokens that it gets alone, and leaves the batch when it ends. Options as in ``stream_generate``;
+    a request's own ``options`` (sampling, ``stop``, ``max_tokens``) go before these.
     """
-    from .engine import Sampling
+    from .stops import AnswerText
 
-    sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
+    options |= {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+    options |= {"min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed}
+    rows, stops, engine = _options(options, [request.options or {} for request in requests])
+    texts = [AnswerText(processor.tokenizer, stop) for stop in stops]
     inputs = processor.batch(requests)
-    answers: list[GenerationResponse | None] = [None] * len(requests)
-    tokens: list[list[int]] = [[] for _ in requests]
-    for rows in _responses(model, processor, inputs, sampling, max_tokens):
-        for row, response in enumerate(rows):
-            if response is not None:
-                tokens[row].append(response.token)
-                answers[row] = response
-    for answer, ids in zip(answers, tokens, strict=True):
-        answer.tokens = ids
-        answer.text = processor.tokenizer.decode(ids)
-    return answers
+    answers: dict[int, GenerationResponse] = {}
+    for response, end in _responses(model, processor, inputs, rows, engine):
+        row, before = end.row, answers.get(end.row)
+        response.text = (before.text if before else "") + texts[row].add(response.token)
+        response.tokens = [*(before.tokens if before else []), response.token]
+        if response.logprob is not None:
+            response.logprob = [*(before.logprob if before else []), response.logprob]
+            response.top_logprobs = [*(before.top_logprobs if before else []), response.top_logprobs]
+        if texts[row].stopped:
+            response.finish_reason = "stop"
+        if response.finish_reason is not None:
+            response.text += texts[row].finish()
+            end()
+        answers[row] = response
+    return [answers[row] for row in range(len(requests))]
+
+
+KV_OPTIONS = {"kv_bits": "bits", "kv_group_size": "group_size", "quantized_kv_start": "quantized_start"}
+KV_OPTIONS |= {"max_kv_size": "max_size"}
+
+
+def _options(options: dict, own: list[dict]):
+    """Sort keywords by whom they concern: ``RowOptions`` and stop strings for each row, and ``EngineOptions``."""
+    from .engine import EngineOptions, RowOptions
+    from .sampling import Sampling
+    from .state import CacheOptions
+
+    sampling, engine = Sampling.__dataclass_fields__, EngineOptions.__dataclass_fields__
+    of_rows = {*sampling, "max_tokens", "stop"}
+    unknown = sorted((options.keys() - of_rows - engine.keys() - KV_OPTIONS.keys()) | {"kv"} & options.keys())
+    unknown += sorted({name for row in own for name in row} - of_rows)
+    if unknown:
+        raise TypeError(f"unknown option {unknown[0]!r}")
+    merged = [{name: value for name, value in options.items() if name in of_rows} | row for row in own]
+    rows = [
+        RowOptions(Sampling(**{k: v for k, v in row.items() if k in sampling}), row.get("max_tokens", 256))
+        for row in merged
+    ]
+    kv = CacheOptions(**{KV_OPTIONS[k]: v for k, v in options.items() if k in KV_OPTIONS and v is not None})
+    rest = {name: value for name, value in options.items() if name in engine}
+    return rows, [row.get("stop") for row in merged], EngineOptions(kv=kv, **rest)
+
+
+@dataclass(frozen=True)
+class _End:
+    """Called to end the row that a response belongs to."""
+
+    generation: "Generation"
+    row: int
+
+    def __call__(self) -> None:
+        self.generation.retire(self.row)
 
 
 def _responses(
-    model: "Phi4", processor: "Processor", inputs: "Inputs", sampling: "Sampling", max_tokens: int
-) -> Iterator[list[GenerationResponse | None]]:
-    """Responses without text for each step, one per row; None for rows that have ended."""
+    model: "Phi4", processor: "Processor", inputs: "Inputs", rows: "list[RowOptions]", options: "EngineOptions"
+) -> Iterator[tuple[GenerationResponse, _End]]:
+    """Responses without text, row by row within each step."""
     import mlx.core as mx
 
-    from .engine import generate_step
+    from .engine import Generation
 
-    _check_room(inputs, max_tokens, processor.config.decoder.max_position_embeddings)
+    _check_room(inputs, rows, processor.config.decoder.max_position_embeddings)
     mx.reset_peak_memory()
-    marks = [time.perf_counter()]
-    steps = generate_step(model, inputs, sampling, max_tokens, lambda: marks.append(time.perf_counter()))
-    running = [True] * len(inputs.modes)
-    for count, tokens in enumerate(steps, start=1):
-        began, prefilled, now = *marks, time.perf_counter()
-        rows: list[GenerationResponse | None] = [None] * len(running)
-        for row, token in enumerate(tokens):
-            if not running[row]:
-                continue
-            stopped = token in processor.tokenizer.stop_ids
-            rows[row] = GenerationResponse(
+    began = time.perf_counter()
+    stop_ids = processor.tokenizer.stop_ids
+    generation = Generation(model, inputs, rows, stop_ids, options)
+    prefilled = None
+    for count, tokens in enumerate(generation.steps(), start=1):
+        now = time.perf_counter()
+        prefilled = prefilled or now
+        for token in tokens:
+            ended = "length" if count == rows[token.row].max_tokens else None
+            length = inputs.lengths[token.row]
+            response = GenerationResponse(
                 text="",
-                token=token,
-                mode=inputs.modes[row].value,
-                prompt_tokens=inputs.lengths[row],
+                token=token.token,
+                mode=inputs.modes[token.row].value,
+                prompt_tokens=length,
                 generation_tokens=count,
-                prompt_tps=inputs.lengths[row] / max(prefilled - began, 1e-9),
+                prompt_tps=length / max(prefilled - began, 1e-9),
                 generation_tps=(count - 1) / max(now - prefilled, 1e-9),
                 peak_memory=mx.get_peak_memory() / 1e9,
-                finish_reason="stop" if stopped else "length" if count == max_tokens else None,
+                finish_reason="stop" if token.token in stop_ids else ended,
+                reused_tokens=generation.reused,
+                logprob=token.logprob,
+                top_logprobs=token.top_logprobs,
             )
-            running[row] = not stopped
-        yield rows
-        if not any(running):
-            return
+            yield response, _End(generation, token.row)
 
 
-def _check_room(inputs: "Inputs", max_tokens: int, context: int) -> None:
-    if max_tokens < 1:
-        raise Phi4Error(f"max_tokens is {max_tokens}, expected at least 1")
-    longest = max(inputs.lengths)
-    if longest + max_tokens > context:
-        raise PromptError(
-            f"a prompt of {longest} tokens and max_tokens {max_tokens} exceed the context of "
-            f"{context}; at most {max(context - longest, 0)} tokens can follow"
-        )
+def _check_room(inputs: "Inputs", rows: "list[RowOptions]", context: int) -> None:
+    for length, row in zip(inputs.lengths, rows, strict=True):
+        if row.max_tokens < 1:
+            raise Phi4Error(f"max_tokens is {row.max_tokens}, expected at least 1")
+        if length + row.max_tokens > context:
+            raise PromptError(
+                f"a prompt of {length} tokens and max_tokens {row.max_tokens} exceed the context of {context}; "
+                f"at most {max(context - length, 0)} tokens can follow"
+            )
 
 
 def print_stream(responses: Iterator[GenerationResponse], as_json: bool, quiet: bool) -> None:

@@ -2,14 +2,14 @@
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
-from .adapters import ROUTES, Mode, Route
+from .adapters import ROUTES, Mode
 from .audio.encoder import AudioEncoder
 from .audio.preprocess import Clip
 from .audio.projector import AudioProjector
 from .config import Config
 from .decoder import Decoder
+from .media_cache import MediaCache
 from .processor import Inputs
 from .state import DecodeState
 from .vision.encoder import VisionEncoder
@@ -51,27 +51,36 @@ class Phi4(nn.Module):
             return self.lm_head(h)
         return self.model.embed_tokens.as_linear(h)
 
-    def embed(self, inputs: Inputs) -> mx.array:
-        """Token embeddings (B, L, D) with pictures and sound in their places."""
+    def embed(self, inputs: Inputs, cache: MediaCache | None = None) -> mx.array:
+        """Token embeddings (B, L, D) with pictures and sound in their places, from ``cache`` where it has them."""
         h = self.model.embed_tokens(inputs.input_ids)
         for media in inputs.media:
-            features = self.embed_media(media.item, inputs.modes[media.row]).astype(h.dtype)
+            features = self.embed_media(media.item, inputs.modes[media.row], cache).astype(h.dtype)
             h[media.row, media.start : media.start + media.item.tokens] = features
         return h
 
-    def embed_media(self, item: Picture | Clip, mode: Mode) -> mx.array:
+    def embed_media(self, item: Picture | Clip, mode: Mode, cache: MediaCache | None = None) -> mx.array:
         """One picture or clip as (tokens, D); a clip is projected as its request's mode asks."""
+        key = (item.key, projector_of(item, mode))
+        features = cache.get(self, key) if cache is not None else None
+        if features is None:
+            features = self._encode(item, key[1])
+            if cache is not None:
+                cache.put(key, features)
+        return features
+
+    def _encode(self, item: Picture | Clip, projector: str) -> mx.array:
         if isinstance(item, Picture):
             return self.vision_projector(self.vision_encoder(item), item)
-        return self.audio_projectors[ROUTES[mode][1]](self.audio_encoder(item.features))
+        return self.audio_projectors[projector](self.audio_encoder(item.features))
 
-    def new_state(self, inputs: Inputs, cache: list | None = None) -> DecodeState:
-        """A fresh state for these rows; a row's regime follows from its own length."""
+    def new_state(self, inputs: Inputs, cache: list | None = None, *, long: bool = False) -> DecodeState:
+        """A fresh state for these rows. A row's regime follows from its own length; ``long`` makes all of them long."""
         original = self.config.decoder.rope.original_max_position_embeddings
-        lengths = inputs.input_ids.shape[1] - np.array(inputs.padding)
-        return DecodeState(
-            route=Route.of(inputs.modes),
-            padding=inputs.padding,
-            long=tuple(bool(length > original) for length in lengths),
-            cache=cache,
-        )
+        regimes = tuple(long or length > original for length in inputs.lengths)
+        return DecodeState(inputs.modes, inputs.padding, regimes, cache)
+
+
+def projector_of(item: Picture | Clip, mode: Mode) -> str:
+    """The projector that a picture or clip passes in a request of this mode."""
+    return "picture" if isinstance(item, Picture) else ROUTES[mode][1]

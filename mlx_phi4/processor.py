@@ -17,13 +17,17 @@ from .vision.preprocess import Picture, prepare_picture
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt with its media, as ``Processor.__call__`` takes them."""
+    """One prompt with its media, as ``Processor.__call__`` takes them.
+
+    ``options`` are the row's own in ``batch_generate``: sampling, ``stop`` and ``max_tokens``.
+    """
 
     prompt: str | list[dict]
     images: list | None = None
     audios: list | None = None
     system: str | None = None
     raw: bool = False
+    options: dict | None = None
 
 
 @dataclass(frozen=True)

@@ -82,12 +82,13 @@ def test_rows_of_both_regimes_in_one_batch(small_context):
         assert answer.tokens == stepwise(model, processor, request, count)
 
 
-def test_prefill_in_pieces_equals_one_pass(small_context, monkeypatch):
+@pytest.mark.parametrize("step", [1, 17, 64])
+def test_prefill_in_pieces_equals_one_pass(small_context, step):
     model, processor = small_context
     request = Request("Tell me of the sea. " * 6)
     expected = mlx_phi4.batch_generate(model, processor, [request], max_tokens=5)[0].tokens
-    monkeypatch.setattr("mlx_phi4.engine.PREFILL_STEP", 17)
-    assert mlx_phi4.batch_generate(model, processor, [request], max_tokens=5)[0].tokens == expected
+    answers = mlx_phi4.batch_generate(model, processor, [request], max_tokens=5, prefill_step_size=step)
+    assert answers[0].tokens == expected
 
 
 def test_published_scale(checkpoint):

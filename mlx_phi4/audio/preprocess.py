@@ -8,7 +8,8 @@ import math
 import os
 import struct
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,11 @@ class Clip:
     """A recording as log-mel features (T, 80) float32, one frame each 10 ms."""
 
     features: np.ndarray
+
+    @cached_property
+    def key(self) -> str:
+        """A digest of the content, for caches."""
+        return blake2b(np.ascontiguousarray(self.features), digest_size=16).hexdigest()
 
     @property
     def tokens(self) -> int:

@@ -10,7 +10,8 @@ import math
 import os
 import warnings
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,14 @@ class Picture:
     crops: np.ndarray
     grid: tuple[int, int]
     kept: tuple[int, int]
+
+    @cached_property
+    def key(self) -> str:
+        """A digest of the content, for caches."""
+        digest = blake2b(repr((self.grid, self.kept)).encode(), digest_size=16)
+        digest.update(self.crops)
+        digest.update(np.ascontiguousarray(self.global_view))
+        return digest.hexdigest()
 
     @property
     def kept_cells(self) -> tuple[int, int]:

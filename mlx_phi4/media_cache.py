@@ -1,0 +1,46 @@
+"""Embeddings of pictures and clips that were seen already, so that a second question does not encode them again."""
+
+import weakref
+from collections import OrderedDict
+
+import mlx.core as mx
+import mlx.nn as nn
+
+DEFAULT_BYTES = 256_000_000  # about 40 large pictures at full width in bfloat16
+
+
+class MediaCache:
+    """Embeddings by content and projector; beyond ``max_bytes`` the least recently used ones go.
+
+    A clip embeds differently in speech and in vision mode, so the projector is part of the key. One model's embeddings
+    at a time: another model starts afresh.
+    """
+
+    def __init__(self, max_bytes: int = DEFAULT_BYTES):
+        self.max_bytes = max_bytes
+        self._held: OrderedDict[tuple[str, str], mx.array] = OrderedDict()
+        self._model = lambda: None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        return sum(features.nbytes for features in self._held.values())
+
+    def __len__(self):
+        return len(self._held)
+
+    def get(self, model: nn.Module, key: tuple[str, str]) -> mx.array | None:
+        """The embeddings (tokens, D) under this key, or None."""
+        if self._model() is not model:
+            self._held.clear()
+            self._model = weakref.ref(model)
+        if key in self._held:
+            self._held.move_to_end(key)
+        return self._held.get(key)
+
+    def put(self, key: tuple[str, str], features: mx.array) -> None:
+        """Keep embeddings, which are computed here and now so that nothing else stays alive with them."""
+        mx.eval(features)
+        self._held[key] = features
+        while self.nbytes > self.max_bytes and self._held:
+            self._held.popitem(last=False)
