@@ -9,9 +9,13 @@ __version__ = "0.1.0"
 
 _HOME = {
     "load": "load",
+    "convert": "convert",
     "generate": "generate",
     "stream_generate": "generate",
     "batch_generate": "generate",
+    "cache_prompt": "cache_prompt",
+    "PromptCache": "prompt_cache",
+    "MediaCache": "media_cache",
     "GenerationResponse": "generate",
     "Request": "processor",
     "Processor": "processor",

@@ -10,6 +10,68 @@ from .errors import Phi4Error
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
+_SAMPLING = (
+    click.option("--max-tokens", "-m", default=256, show_default=True, help="Most tokens to generate."),
+    click.option("--temperature", "--temp", default=0.0, show_default=True, help="0: the most likely token."),
+    click.option("--top-p", default=1.0, show_default=True, help="Keep the likeliest tokens of this much probability."),
+    click.option("--top-k", default=0, show_default=True, help="Keep so many of the likeliest tokens; 0: all."),
+    click.option("--min-p", default=0.0, show_default=True, help="Keep tokens above this share of the likeliest."),
+    click.option("--min-tokens-to-keep", default=1, show_default=True, help="Least tokens that --min-p leaves."),
+    click.option("--xtc-probability", default=0.0, show_default=True, help="How often to exclude top choices."),
+    click.option("--xtc-threshold", default=0.1, show_default=True, help="What makes a top choice, 0 to 0.5."),
+    click.option("--repetition-penalty", type=float, help="Above 1: repeat less."),
+    click.option("--repetition-context-size", default=20, show_default=True, help="Tokens that it looks back."),
+    click.option("--presence-penalty", type=float, help="Subtracted from tokens that occurred."),
+    click.option("--frequency-penalty", type=float, help="Subtracted from tokens as often as they occurred."),
+    click.option("--min-tokens", default=0, show_default=True, help="No end before so many tokens."),
+    click.option("--stop", multiple=True, help="End before this text; repeatable."),
+    click.option("--seed", type=int, help="The same seed gives the same answer."),
+)
+_ENGINE = (
+    click.option("--prefill-step-size", default=2048, show_default=True, help="Prompt tokens computed at once."),
+    click.option("--kv-bits", type=int, help="Keep keys and values in 8 or 4 bits."),
+    click.option("--kv-group-size", default=64, show_default=True, help="Values that share a scale with --kv-bits."),
+    click.option("--quantized-kv-start", default=0, show_default=True, help="Tokens before --kv-bits begins."),
+    click.option("--max-kv-size", type=int, help="Keep the first 4 and the last tokens, so many in all."),
+    click.option(
+        "--rope",
+        type=click.Choice(["auto", "long"]),
+        default="auto",
+        show_default=True,
+        help="auto: exact; a chat that grows past 4096 tokens is computed again once. long: the long table from the "
+        "start, no such pause, but short prompts are answered a little differently than the reference does.",
+    ),
+)
+
+
+def sampling_options(command):
+    """Add the options that say how tokens are chosen; names are ``stream_generate``'s."""
+    return _decorated(command, _SAMPLING)
+
+
+def engine_options(command):
+    """Add the options that say how a prompt is computed and kept; names are ``stream_generate``'s."""
+    return _decorated(command, _ENGINE)
+
+
+def _decorated(command, options):
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def prefill_progress(quiet: bool):
+    """A callback that shows how much of a long prompt is done, on a terminal only; None where nobody looks."""
+    if quiet or not sys.stderr.isatty():
+        return None
+
+    def show(done: int, total: int) -> None:
+        end = "\r" if done < total else "\r" + " " * 40 + "\r"
+        click.echo(f"prompt {done} of {total} tokens{end}" if done < total else end, nl=False, err=True)
+
+    return show
+
+
 def run(command: click.Command) -> None:
     """Run a command as a program: one line and exit code 2 for what a user can mend."""
     try:

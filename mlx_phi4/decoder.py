@@ -23,8 +23,11 @@ class Attention(nn.Module):
         self.qkv_proj = RoutedLinear(config.hidden_size, width, adapters)
         self.o_proj = RoutedLinear(self.heads * self.head_dim, config.hidden_size, adapters)
 
-    def __call__(self, x, step, cache=None):
-        """x (B, L, D), the step's rotation, mask and route, this layer's cache -> (B, L, D)."""
+    def __call__(self, x, step, cache=None, last=False):
+        """x (B, L, D), the step's rotation, mask and route, this layer's cache -> (B, L, D).
+
+        With ``last`` all keys and values are kept, but only the last position asks: (B, 1, D).
+        """
         B, L, _ = x.shape
         qkv = self.qkv_proj(x, step.route).reshape(B, L, -1, self.head_dim)
         turning = self.heads + self.kv_heads
@@ -35,8 +38,12 @@ class Attention(nn.Module):
         values = qkv[:, :, turning:].transpose(0, 2, 1, 3)
         if cache is not None:
             keys, values = cache.update_and_fetch(keys, values)
-        y = _attend(queries, keys, values, cache, self.scale, step.mask)
-        return self.o_proj(y.transpose(0, 2, 1, 3).reshape(B, L, -1), step.route)
+        mask = step.mask
+        if last:
+            queries = queries[:, :, -1:]
+            mask = mask[..., -1:, :] if isinstance(mask, mx.array) else None
+        y = _attend(queries, keys, values, cache, self.scale, mask)
+        return self.o_proj(y.transpose(0, 2, 1, 3).flatten(2), step.route)
 
 
 class MLP(nn.Module):
@@ -62,8 +69,9 @@ class Block(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def __call__(self, x, step, cache=None):
-        h = x + self.self_attn(self.input_layernorm(x), step, cache)
+    def __call__(self, x, step, cache=None, last=False):
+        attended = self.self_attn(self.input_layernorm(x), step, cache, last)
+        h = (x[:, -1:] if last else x) + attended
         return h + self.mlp(self.post_attention_layernorm(h), step)
 
 
@@ -77,12 +85,16 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self._rope = LongRope(config.rope, config.head_dim)
 
-    def __call__(self, h: mx.array, state: DecodeState) -> mx.array:
-        """Embeddings h (B, L, D) that follow what ``state`` has seen -> hidden states (B, L, D)."""
+    def __call__(self, h: mx.array, state: DecodeState, last_only: bool = False) -> mx.array:
+        """Embeddings h (B, L, D) that follow what ``state`` has seen -> hidden states (B, L, D).
+
+        With ``last_only`` the last layer computes the last position alone: (B, 1, D), the same values.
+        """
         step = state.step(h.shape[1], self._rope, h.dtype)
         caches = state.cache or [None] * len(self.layers)
-        for layer, cache in zip(self.layers, caches, strict=True):
-            h = layer(h, step, cache)
+        last = len(self.layers) - 1
+        for i, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
+            h = layer(h, step, cache, last=last_only and i == last)
         return self.norm(h)
 
 

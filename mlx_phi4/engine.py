@@ -131,12 +131,13 @@ class Generation:
         reused = cache.take(inputs, fresh.long[0], options.kv) if cache is not None else None
         self.state = reused or fresh
         self.reused = self.state.offset
-        embeddings = self.model.embed(inputs, media)
-        self._kept = {
-            row: embeddings[row : row + 1, inputs.padding[row] :]
+        crossing = [
+            row
             for row, length in enumerate(inputs.lengths)
             if not self.state.long[row] and length + self.limits[row] > self._original
-        }
+        ]
+        embeddings = self.model.embed(inputs, media, 0 if crossing else self.reused)
+        self._kept = {row: embeddings[row : row + 1, inputs.padding[row] :] for row in crossing}
         hidden = self._run(embeddings[:, self.reused :], self.state, options.progress)
         return self.model.logits(hidden)[:, 0]
 
@@ -148,13 +149,13 @@ class Generation:
             quantized_at = self.options.kv.quantized_start - state.offset + start
             if start < quantized_at < stop:
                 stop = quantized_at  # the change falls on the same token whatever the pieces are
-            hidden = self.model.model(embeddings[:, start:stop], state)
+            hidden = self.model.model(embeddings[:, start:stop], state, last_only=True)
             state.quantize_if_due(self.options.kv)
             mx.eval([cache.keys_and_values() for cache in state.cache])
             start = stop
             if progress is not None:
                 progress(start, total)
-        return hidden[:, -1:]
+        return hidden
 
     def _advance(self, tokens: mx.array) -> mx.array:
         """Logits (B, V) after ``tokens`` (B,) were appended."""

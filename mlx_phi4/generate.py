@@ -251,26 +251,34 @@ def _check_room(inputs: "Inputs", rows: "list[RowOptions]", context: int) -> Non
 
 def print_stream(responses: Iterator[GenerationResponse], as_json: bool, quiet: bool) -> None:
     """Text to stdout as it comes (or one JSON object at the end), statistics to stderr."""
-    text, last = "", None
+    text, tokens, logprobs, last = "", [], [], None
     for last in responses:
         text += last.text
+        tokens.append(last.token)
+        logprobs.append({"logprob": last.logprob, "top_logprobs": last.top_logprobs})
         if not as_json:
             print(last.text, end="", flush=True)
     if as_json:
-        print(json.dumps(asdict(last) | {"text": text}, ensure_ascii=False))
+        whole = asdict(last) | {"text": text, "tokens": tokens}
+        del whole["logprob"], whole["top_logprobs"]
+        if last.logprob is not None:
+            whole["logprobs"] = logprobs
+        print(json.dumps(whole, ensure_ascii=False))
     else:
         print()
     sys.stdout.flush()
     if not quiet:
+        reused = f" ({last.reused_tokens} from the cache)" if last.reused_tokens else ""
         click.echo(
-            f"{last.mode}: prompt {last.prompt_tokens} tokens, {last.prompt_tps:.1f} a second; "
+            f"{last.mode}: prompt {last.prompt_tokens} tokens{reused}, {last.prompt_tps:.1f} a second; "
             f"answer {last.generation_tokens} tokens, {last.generation_tps:.1f} a second; "
             f"peak memory {last.peak_memory:.2f} GB",
             err=True,
         )
 
 
-def _read_prompt(prompt: str | None) -> str:
+def read_prompt(prompt: str | None) -> str:
+    """The prompt of a command: as given, or standard input for '-'."""
     if prompt != "-":
         return prompt or ""
     try:
@@ -285,28 +293,39 @@ def _read_prompt(prompt: str | None) -> str:
 @click.option("--system", help="A system message in front.")
 @click.option("--image", "images", multiple=True, help="A picture's path; repeatable.")
 @click.option("--audio", "audios", multiple=True, help="A recording's path; repeatable.")
-@click.option("--max-tokens", "-m", default=256, show_default=True, help="Most tokens to generate.")
-@click.option("--temperature", "--temp", default=0.0, show_default=True, help="0: most likely.")
-@click.option("--top-p", default=1.0, show_default=True, help="Keep this much probability.")
-@click.option("--top-k", default=0, show_default=True, help="Keep this many tokens; 0: all.")
-@click.option("--min-p", default=0.0, show_default=True, help="Keep above this share of the top.")
-@click.option("--repetition-penalty", type=float, help="Above 1: repeat less.")
-@click.option("--seed", type=int, help="The same seed gives the same answer.")
+@cli.sampling_options
+@cli.engine_options
+@click.option("--logit-bias", multiple=True, metavar="ID=BIAS", help="Add to a token's logit; repeatable.")
+@click.option("--logprobs", type=int, help="With --json: log-probabilities, and so many alternatives.")
+@click.option("--prompt-cache-file", help="Begin with what mlx_phi4.cache_prompt saved.")
 @click.option("--raw", is_flag=True, help="Take the prompt as it stands, special tokens included.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 @click.option("--quiet", is_flag=True, help="No progress and no statistics.")
-def main(model, prompt, images, audios, as_json, quiet, **options):
+def main(model, prompt, images, audios, logit_bias, prompt_cache_file, as_json, quiet, **options):
     """Answer a prompt about text, pictures and recordings with a Phi-4 model."""
     if prompt is None and not images and not audios:
         raise click.UsageError("Missing option '--prompt' (or --image, --audio).")
-    prompt = _read_prompt(prompt)
+    prompt, options["logit_bias"] = read_prompt(prompt), _biases(logit_bias)
     if not quiet:
         click.echo(f"Loading {model} ...", err=True)
+    from .cache import model_folder
     from .load import load
 
-    model, processor = load(model)
+    model, processor = load(model_folder(model, quiet=quiet))
+    if prompt_cache_file:
+        from .prompt_cache import PromptCache
+
+        options["prompt_cache"] = PromptCache.load(prompt_cache_file, model)
+    options |= {"stop": list(options["stop"]), "progress": cli.prefill_progress(quiet)}
     responses = stream_generate(model, processor, prompt, list(images), list(audios), **options)
     print_stream(responses, as_json, quiet)
+
+
+def _biases(given: tuple[str, ...]) -> dict[int, float]:
+    try:
+        return {int(token): float(bias) for token, _, bias in (item.partition("=") for item in given)}
+    except ValueError:
+        raise Phi4Error(f"logit_bias is {', '.join(given)}, expected ID=BIAS, as in 42=-5") from None
 
 
 def command() -> None:

@@ -51,10 +51,15 @@ class Phi4(nn.Module):
             return self.lm_head(h)
         return self.model.embed_tokens.as_linear(h)
 
-    def embed(self, inputs: Inputs, cache: MediaCache | None = None) -> mx.array:
-        """Token embeddings (B, L, D) with pictures and sound in their places, from ``cache`` where it has them."""
+    def embed(self, inputs: Inputs, cache: MediaCache | None = None, start: int = 0) -> mx.array:
+        """Token embeddings (B, L, D) with pictures and sound in their places, from ``cache`` where it has them.
+
+        Media that end before column ``start`` are left out: their keys are known already.
+        """
         h = self.model.embed_tokens(inputs.input_ids)
         for media in inputs.media:
+            if media.start + media.item.tokens <= start:
+                continue
             features = self.embed_media(media.item, inputs.modes[media.row], cache).astype(h.dtype)
             h[media.row, media.start : media.start + media.item.tokens] = features
         return h

@@ -32,10 +32,11 @@ class PromptCache:
     tokens: list[int] = field(default_factory=list)
     marks: frozenset[Mark] = frozenset()
     options: CacheOptions = field(default_factory=CacheOptions)
+    source: Path | None = None  # the file that it was loaded from, until it is used
 
     def clear(self) -> None:
         """Forget the sequence; embeddings of media stay."""
-        self.state, self.tokens, self.marks = None, [], frozenset()
+        self.state, self.tokens, self.marks, self.source = None, [], frozenset(), None
 
     def common(self, inputs: Inputs, long: bool) -> int:
         """How many tokens of a prompt (a batch of one) are in the cache already; at least one is left to compute."""
@@ -50,7 +51,13 @@ class PromptCache:
         return min([count, *(start for start, _, _ in self.marks ^ marks_of(inputs))])
 
     def take(self, inputs: Inputs, long: bool, options: CacheOptions) -> DecodeState | None:
-        """The state cut to what it shares with a prompt, or None. The caller gives it back with ``put``."""
+        """The state cut to what it shares with a prompt, or None. The caller gives it back with ``put``.
+
+        Raises PromptError if it came from a file of another mode or other cache options: that is a mistake, where in
+        a conversation it is a change of subject.
+        """
+        if self.source is not None:
+            self._check_source(inputs.modes[0], options)
         count = self.common(inputs, long) if options == self.options else 0
         state, spare = self.state, len(self.tokens) - count
         self.clear()
@@ -84,7 +91,7 @@ class PromptCache:
             "marks": json.dumps(sorted(self.marks)),
             "options": json.dumps(vars(self.options)),
         }
-        path = Path(path)
+        path = _checked(path)
         partial = path.with_name(f".{path.name}.partial.safetensors")
         try:
             save_prompt_cache(str(partial), self.state.cache, metadata)
@@ -98,31 +105,41 @@ class PromptCache:
         """Read a file that ``save`` wrote for this very model. Raises Phi4Error."""
         from mlx_lm.models.cache import load_prompt_cache
 
-        if not Path(path).is_file():
+        path = _checked(path)
+        if not path.is_file():
             raise Phi4Error(f"{path}: no such prompt-cache file")
         try:
-            # mlx chooses its reader by the file's ending
-            with Path(path).open("rb") as file:
-                metadata = mx.load(file, format="safetensors", return_metadata=True)[1]
-            known = {key.removeprefix("0."): value for key, value in metadata.items() if key.startswith("0.")}
-        except (OSError, RuntimeError, ValueError) as error:
+            cache, known = load_prompt_cache(str(path), return_metadata=True)
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise Phi4Error(f"{path}: is not a prompt-cache file: {error}") from None
-        if known.get("format") != FORMAT:
-            raise Phi4Error(f"{path}: is not a prompt cache of this version (it says {known.get('format')!r})")
+        if not isinstance(known, dict) or known.get("format") != FORMAT:
+            raise Phi4Error(f"{path}: is not a prompt cache of this version")
         mode = Mode(known["mode"])
         if known["model"] != fingerprint(model, mode):
             raise Phi4Error(f"{path}: was made with another model")
         tokens = json.loads(known["tokens"])
-        cache, _ = load_prompt_cache(str(path), return_metadata=True)
         state = DecodeState((mode,), (0,), (json.loads(known["long"]),), cache, len(tokens))
         marks = frozenset((start, key, projector) for start, key, projector in json.loads(known["marks"]))
-        return cls(MediaCache(), state, tokens, marks, CacheOptions(**json.loads(known["options"])))
+        options = CacheOptions(**json.loads(known["options"]))
+        return cls(MediaCache(), state, tokens, marks, options, path)
 
-    def check_mode(self, mode: Mode) -> None:
-        """Raises PromptError if a request of this mode takes another adapter than the cached sequence."""
-        mine = self.state.modes[0] if self.state else mode
+    def _check_source(self, mode: Mode, options: CacheOptions) -> None:
+        mine = self.state.modes[0]
         if ROUTES[mine][0] != ROUTES[mode][0]:
-            raise PromptError(f"the prompt cache was made in {mine} mode and cannot serve a request in {mode} mode")
+            raise PromptError(f"{self.source}: was made in {mine} mode and cannot serve a request in {mode} mode")
+        if options != self.options:
+            raise PromptError(f"{self.source}: was made with other --kv options ({_spelled(self.options)})")
+
+
+def _checked(path: str | Path) -> Path:
+    """mlx tells the format by the ending."""
+    if Path(path).suffix != ".safetensors":
+        raise Phi4Error(f"{path}: a prompt-cache file's name must end in .safetensors")
+    return Path(path)
+
+
+def _spelled(options: CacheOptions) -> str:
+    return ", ".join(f"{name} {value}" for name, value in vars(options).items() if value is not None)
 
 
 def marks_of(inputs: Inputs) -> frozenset[Mark]:
