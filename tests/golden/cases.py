@@ -140,3 +140,12 @@ CASES = (
     Case("picture_clip", _ask("Answer the question that is spoken.", 1, 1), pictures=((500, 400),), clips=(2.5,)),
     Case("text_7000", _ask(prose(1906))),
 )
+
+# Greedy answers of NEW_TOKENS tokens that begin near 4,000 tokens, and one that begins in the long RoPE regime.
+NEW_TOKENS = 300
+LONG_CASES = (
+    Case("long_text", _ask(prose(1091, seed=31))),
+    Case("long_picture", _ask(prose(983, seed=2), 1), pictures=((300, 420),)),
+    Case("long_clip", _ask(prose(1037, seed=3), 0, 1), clips=(6.0,)),
+    Case("long_5000", _ask(prose(1380, seed=31))),
+)
