@@ -2,9 +2,8 @@
 
 import json
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -12,37 +11,11 @@ import click
 from . import cli
 from .callable_module import make_callable
 from .errors import Phi4Error, PromptError
+from .responses import GenerationResponse, responses, split_options
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
-    from .engine import EngineOptions, Generation, RowOptions
     from .model import Phi4
-    from .processor import Inputs, Processor, Request
-
-
-@dataclass
-class GenerationResponse:
-    """One generated token of a stream, or one whole answer of a batch.
-
-    ``text`` is the new piece (possibly empty) or the whole answer, ``token`` the last id, ``tokens`` all ids (batches
-    only), ``mode`` one of text, vision, speech, vision-speech, ``*_tps`` tokens per second, ``peak_memory`` gigabytes,
-    ``finish_reason`` None, then "stop" (an end token or a stop string) or "length" (``max_tokens`` reached).
-    ``reused_tokens`` counts the prompt tokens that a prompt cache had. With ``logprobs=``: ``logprob`` of the token
-    (batches: a list, one per token) and ``top_logprobs``, pairs (id, log-probability), best first.
-    """
-
-    text: str
-    token: int
-    mode: str
-    prompt_tokens: int
-    generation_tokens: int
-    prompt_tps: float
-    generation_tps: float
-    peak_memory: float
-    finish_reason: str | None = None
-    tokens: list[int] | None = None
-    reused_tokens: int = 0
-    logprob: float | list[float] | None = None
-    top_logprobs: tuple | list | None = None
+    from .processor import Processor, Request
 
 
 def generate(
@@ -66,8 +39,8 @@ def generate(
     """The whole answer as a string. Arguments as in ``stream_generate``."""
     options |= {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
     options |= {"min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed}
-    responses = stream_generate(model, processor, prompt, images, audios, system=system, raw=raw, **options)
-    return "".join(response.text for response in responses)
+    stream = stream_generate(model, processor, prompt, images, audios, system=system, raw=raw, **options)
+    return "".join(response.text for response in stream)
 
 
 def stream_generate(
@@ -108,10 +81,10 @@ def stream_generate(
 
     options |= {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
     options |= {"min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed}
-    rows, stops, engine = _options(options, [{}])
+    rows, stops, engine = split_options(options, [{}])
     text = AnswerText(processor.tokenizer, stops[0])
     inputs = processor(prompt, images, audios, system=system, raw=raw)
-    for response, end in _responses(model, processor, inputs, rows, engine):
+    for response, end in responses(model, processor, inputs, rows, engine):
         response.text = text.add(response.token)
         if text.stopped:
             response.finish_reason = "stop"
@@ -144,11 +117,11 @@ def batch_generate(
 
     options |= {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
     options |= {"min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed}
-    rows, stops, engine = _options(options, [request.options or {} for request in requests])
+    rows, stops, engine = split_options(options, [request.options or {} for request in requests])
     texts = [AnswerText(processor.tokenizer, stop) for stop in stops]
     inputs = processor.batch(requests)
     answers: dict[int, GenerationResponse] = {}
-    for response, end in _responses(model, processor, inputs, rows, engine):
+    for response, end in responses(model, processor, inputs, rows, engine):
         row, before = end.row, answers.get(end.row)
         response.text = (before.text if before else "") + texts[row].add(response.token)
         response.tokens = [*(before.tokens if before else []), response.token]
@@ -164,95 +137,10 @@ def batch_generate(
     return [answers[row] for row in range(len(requests))]
 
 
-KV_OPTIONS = {"kv_bits": "bits", "kv_group_size": "group_size", "quantized_kv_start": "quantized_start"}
-KV_OPTIONS |= {"max_kv_size": "max_size"}
-
-
-def _options(options: dict, own: list[dict]):
-    """Sort keywords by whom they concern: ``RowOptions`` and stop strings for each row, and ``EngineOptions``."""
-    from .engine import EngineOptions, RowOptions
-    from .sampling import Sampling
-    from .state import CacheOptions
-
-    sampling, engine = Sampling.__dataclass_fields__, EngineOptions.__dataclass_fields__
-    of_rows = {*sampling, "max_tokens", "stop"}
-    unknown = sorted((options.keys() - of_rows - engine.keys() - KV_OPTIONS.keys()) | {"kv"} & options.keys())
-    unknown += sorted({name for row in own for name in row} - of_rows)
-    if unknown:
-        raise TypeError(f"unknown option {unknown[0]!r}")
-    merged = [{name: value for name, value in options.items() if name in of_rows} | row for row in own]
-    rows = [
-        RowOptions(Sampling(**{k: v for k, v in row.items() if k in sampling}), row.get("max_tokens", 256))
-        for row in merged
-    ]
-    kv = CacheOptions(**{KV_OPTIONS[k]: v for k, v in options.items() if k in KV_OPTIONS and v is not None})
-    rest = {name: value for name, value in options.items() if name in engine}
-    return rows, [row.get("stop") for row in merged], EngineOptions(kv=kv, **rest)
-
-
-@dataclass(frozen=True)
-class _End:
-    """Called to end the row that a response belongs to."""
-
-    generation: "Generation"
-    row: int
-
-    def __call__(self) -> None:
-        self.generation.retire(self.row)
-
-
-def _responses(
-    model: "Phi4", processor: "Processor", inputs: "Inputs", rows: "list[RowOptions]", options: "EngineOptions"
-) -> Iterator[tuple[GenerationResponse, _End]]:
-    """Responses without text, row by row within each step."""
-    import mlx.core as mx
-
-    from .engine import Generation
-
-    _check_room(inputs, rows, processor.config.decoder.max_position_embeddings)
-    mx.reset_peak_memory()
-    began = time.perf_counter()
-    stop_ids = processor.tokenizer.stop_ids
-    generation = Generation(model, inputs, rows, stop_ids, options)
-    prefilled = None
-    for count, tokens in enumerate(generation.steps(), start=1):
-        now = time.perf_counter()
-        prefilled = prefilled or now
-        for token in tokens:
-            ended = "length" if count == rows[token.row].max_tokens else None
-            length = inputs.lengths[token.row]
-            response = GenerationResponse(
-                text="",
-                token=token.token,
-                mode=inputs.modes[token.row].value,
-                prompt_tokens=length,
-                generation_tokens=count,
-                prompt_tps=length / max(prefilled - began, 1e-9),
-                generation_tps=(count - 1) / max(now - prefilled, 1e-9),
-                peak_memory=mx.get_peak_memory() / 1e9,
-                finish_reason="stop" if token.token in stop_ids else ended,
-                reused_tokens=generation.reused,
-                logprob=token.logprob,
-                top_logprobs=token.top_logprobs,
-            )
-            yield response, _End(generation, token.row)
-
-
-def _check_room(inputs: "Inputs", rows: "list[RowOptions]", context: int) -> None:
-    for length, row in zip(inputs.lengths, rows, strict=True):
-        if row.max_tokens < 1:
-            raise Phi4Error(f"max_tokens is {row.max_tokens}, expected at least 1")
-        if length + row.max_tokens > context:
-            raise PromptError(
-                f"a prompt of {length} tokens and max_tokens {row.max_tokens} exceed the context of {context}; "
-                f"at most {max(context - length, 0)} tokens can follow"
-            )
-
-
-def print_stream(responses: Iterator[GenerationResponse], as_json: bool, quiet: bool) -> None:
+def print_stream(stream: Iterator[GenerationResponse], as_json: bool, quiet: bool) -> None:
     """Text to stdout as it comes (or one JSON object at the end), statistics to stderr."""
     text, tokens, logprobs, last = "", [], [], None
-    for last in responses:
+    for last in stream:
         text += last.text
         tokens.append(last.token)
         logprobs.append({"logprob": last.logprob, "top_logprobs": last.top_logprobs})
@@ -317,8 +205,8 @@ def main(model, prompt, images, audios, logit_bias, prompt_cache_file, as_json, 
 
         options["prompt_cache"] = PromptCache.load(prompt_cache_file, model)
     options |= {"stop": list(options["stop"]), "progress": cli.prefill_progress(quiet)}
-    responses = stream_generate(model, processor, prompt, list(images), list(audios), **options)
-    print_stream(responses, as_json, quiet)
+    stream = stream_generate(model, processor, prompt, list(images), list(audios), **options)
+    print_stream(stream, as_json, quiet)
 
 
 def _biases(given: tuple[str, ...]) -> dict[int, float]:
