@@ -3,7 +3,6 @@
 Everything stays lazy: headers are read and checked, tensors only when a computation needs them.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +38,8 @@ def read_shards(folder: Path) -> list[Shard]:
             raise CheckpointError(f"{folder}: expected *.safetensors, found {reason}")
         return [read_shard(path) for path in paths]
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index} has no weight_map of names to files")
     paths = [folder / name for name in sorted(set(weight_map.values()))]
     missing = [path.name for path in paths if not path.exists()]
     if missing:
@@ -57,9 +56,11 @@ def read_shard(path: Path) -> Shard:
     """Read a shard's header; safetensors itself checks that the file has all the bytes."""
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
     try:
         with safe_open(path, "np") as file:
-            return Shard(path, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})
+            return Shard(path, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from None
 
@@ -91,6 +92,11 @@ def load_weights(model: nn.Module, folder: Path, shards: list[Shard], dtype: mx.
         for name in weights.keys() & expected.keys()
         if weights[name].shape != expected[name].shape
     ]
+    misshapen += [
+        f"{name} is {weights[name].dtype}, expected {expected[name].dtype}"
+        for name in weights.keys() & expected.keys()
+        if mx.issubdtype(weights[name].dtype, mx.floating) != mx.issubdtype(expected[name].dtype, mx.floating)
+    ]
     unexpected += sorted(weights.keys() - expected.keys())
     _report(folder, sorted(expected.keys() - weights.keys()), unexpected, sorted(misshapen))
     if dtype is not None:
@@ -98,9 +104,9 @@ def load_weights(model: nn.Module, folder: Path, shards: list[Shard], dtype: mx.
     model.load_weights(list(weights.items()))
 
 
-def _collect(config: Config, folder: Path, shards: list[Shard]):
-    """All tensors under their new names, and the names that no table knows."""
-    weights: dict[str, mx.array] = {}
+def locate(config: Config, folder: Path, shards: list[Shard]) -> tuple[dict[str, tuple[Path, str]], list[str]]:
+    """Name in ``Phi4`` -> (file, published name) of all that is used, and the names that no table knows."""
+    places: dict[str, tuple[Path, str]] = {}
     unexpected: list[str] = []
     sources = [(shard, names.TABLES.get(config.layout), "") for shard in shards]
     if config.layout == "transformers":
@@ -109,15 +115,24 @@ def _collect(config: Config, folder: Path, shards: list[Shard]):
             table = {old: new.format(name=adapter) for old, new in names.PEFT.items()}
             sources.append((read_shard(path), table, adapter))
     for shard, table, adapter in sources:
-        for name, weight in mx.load(str(shard.path)).items():
+        for name in shard.shapes:
             try:
                 new = name if table is None else names.rename(_plain(name, adapter), table)
             except KeyError:
                 unexpected.append(f"{shard.path.parent.name}/{name}" if adapter else name)
                 continue
-            if new is None or _unused(new, config):
-                continue
-            weights[new] = weight if table is None else names.to_mlx_axes(new, weight)
+            if new is not None and not _unused(new, config):
+                places[new] = (shard.path, name)
+    return places, unexpected
+
+
+def _collect(config: Config, folder: Path, shards: list[Shard]):
+    """All tensors under their new names, and the names that no table knows."""
+    places, unexpected = locate(config, folder, shards)
+    files = {path: mx.load(str(path)) for path in dict.fromkeys(path for path, _ in places.values())}
+    weights = {new: files[path][name] for new, (path, name) in places.items()}
+    if config.layout in names.TABLES:
+        weights = {name: names.to_mlx_axes(name, weight) for name, weight in weights.items()}
     return weights, unexpected
 
 

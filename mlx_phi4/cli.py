@@ -1,5 +1,6 @@
 """What all commands share: how errors, interruptions and closed pipes end them."""
 
+import errno
 import os
 import sys
 
@@ -75,7 +76,10 @@ def prefill_progress(quiet: bool):
 def run(command: click.Command) -> None:
     """Run a command as a program: one line and exit code 2 for what a user can mend."""
     try:
-        command.main(standalone_mode=False)
+        _prepare_output()
+        # not command.main(): it answers an interruption with an empty line of its own
+        with command.make_context(command.name or "mlx_phi4", sys.argv[1:]) as context:
+            command.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
@@ -96,6 +100,14 @@ def run(command: click.Command) -> None:
         _fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
 
 
+def _prepare_output() -> None:
+    """Let any text be printed, whatever the terminal's encoding, and a closed stdout be an error like others."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "standard output is closed")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def _fail(message: str) -> None:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
@@ -103,4 +115,6 @@ def _fail(message: str) -> None:
 
 def _discard_output() -> None:
     """Keep the interpreter from trying the same failed write again on its way out."""
+    if sys.stdout is None:
+        return
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -19,3 +19,7 @@ class MediaError(Phi4Error):
 
 class PromptError(Phi4Error):
     """A prompt, message list or placeholder that does not fit its media or the context."""
+
+
+class ConversionError(Phi4Error):
+    """A conversion that was asked for in a way that cannot be done, or that was stopped."""

@@ -194,8 +194,6 @@ def main(model, prompt, images, audios, logit_bias, prompt_cache_file, as_json, 
     if prompt is None and not images and not audios:
         raise click.UsageError("Missing option '--prompt' (or --image, --audio).")
     prompt, options["logit_bias"] = read_prompt(prompt), _biases(logit_bias)
-    if not quiet:
-        click.echo(f"Loading {model} ...", err=True)
     from .cache import model_folder
     from .load import load
 

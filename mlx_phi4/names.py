@@ -81,10 +81,17 @@ _ENCODERS = (
         | _moved(
             _AUDIO + "encoder.encoders.#.",
             "audio_encoder.encoders.#.",
-            ["feed_forward_in.layer_norm", "feed_forward_out.layer_norm"]
-            + ["layer_norm_att", "layer_norm", "conv.layer_norm"]
-            + ["conv.glu.ext_pw_conv_1d", "conv.ext_pw_conv_1d"]
-            + ["conv.dw_sep_conv_1d.dw_conv", "conv.dw_sep_conv_1d.pw_conv"],
+            [
+                "feed_forward_in.layer_norm",
+                "feed_forward_out.layer_norm",
+                "layer_norm_att",
+                "layer_norm",
+                "conv.layer_norm",
+                "conv.glu.ext_pw_conv_1d",
+                "conv.dw_sep_conv_1d.dw_conv",
+                "conv.dw_sep_conv_1d.pw_conv",
+                "conv.ext_pw_conv_1d",
+            ],
         )
     )
     | _moved(_SIGLIP, "vision_encoder.", ["embeddings.position_embedding.weight"])
@@ -92,9 +99,13 @@ _ENCODERS = (
     | _moved(
         _AUDIO + "encoder.",
         "audio_encoder.",
-        ["encoder_embedding.global_mean", "encoder_embedding.global_invstd"]
-        + ["relative_attention_bias_layer.bias_values.weight"]
-        + ["encoders.#.conv.glu.b1", "encoders.#.conv.glu.b2"],
+        [
+            "encoder_embedding.global_mean",
+            "encoder_embedding.global_invstd",
+            "relative_attention_bias_layer.bias_values.weight",
+            "encoders.#.conv.glu.b1",
+            "encoders.#.conv.glu.b2",
+        ],
     )
 )
 

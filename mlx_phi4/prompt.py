@@ -51,25 +51,26 @@ def build_prompt(
     Without any placeholder, pictures and then recordings go in front of the first user message
     (of a raw string: in front of it all). Raises PromptError where counts differ.
     """
+    in_front = [Slot("image")] * len(images) + [Slot("audio")] * len(audios)
     if raw:
-        parts = _raw_parts(tokenizer, prompt, system)
-        front = 0
+        pieces, front = _raw_parts(tokenizer, prompt, system), 0
     else:
         pieces = _pieces(tokenizer, _messages(prompt, system))
-        parts = _encode(tokenizer, pieces)
-        front = parts.index(tokenizer.special["<|user|>"].id) + 1 if images or audios else 0
-    slots = [part for part in parts if isinstance(part, Slot)]
+        front = pieces.index(tokenizer.special["<|user|>"]) + 1
+    slots = [piece for piece in pieces if isinstance(piece, Slot)]
     if not slots:
-        new = [Slot("image")] * len(images) + [Slot("audio")] * len(audios)
-        return Prompt(parts[:front] + new + parts[front:], images, audios)
+        pieces = pieces[:front] + in_front + pieces[front:]
+    parts = pieces if raw else _encode(tokenizer, pieces)
+    if not slots:
+        return Prompt(parts, images, audios)
+    if (images or audios) and any(slot.source is not None for slot in slots):
+        raise PromptError("media come both from content parts and from images= or audios=; use one of the two")
     return Prompt(parts, _matched("image", slots, images), _matched("audio", slots, audios))
 
 
 def _matched(kind: str, slots: list[Slot], given: list) -> list:
     own = [slot for slot in slots if slot.kind == kind]
     sources = [slot.source for slot in own if slot.source is not None]
-    if sources and given:
-        raise PromptError(f"{KINDS[kind]}s come both from content parts and from {kind}s=; use one of the two")
     media = sources or given
     if len(own) != len(media):
         raise PromptError(
@@ -136,11 +137,18 @@ def _pieces(tokenizer: Tokenizer, messages: list[dict]) -> list[SpecialToken | s
         tools = message.get("tools")
         if message["role"] == "system" and tools is not None:
             add(token("<|tool|>"))
-            add(tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False))
+            add(_tools(tools))
             add(token("<|/tool|>"))
         add(token(END))
     add(token("<|assistant|>"))
     return pieces
+
+
+def _tools(tools) -> str:
+    try:
+        return tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise PromptError(f"a message's tools cannot be written as JSON: {error}") from None
 
 
 def _encode(tokenizer: Tokenizer, pieces: list[SpecialToken | str | Slot]) -> list[int | Slot]:

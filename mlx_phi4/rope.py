@@ -20,10 +20,11 @@ class LongRope:
         self.dims = config.dims
         self.head_dim = head_dim
         self.scale = config.scale
-        # float64 on the host, rounded once: angles at 100,000 need every bit of the frequency
-        powers = config.theta ** (np.arange(0, config.dims, 2, dtype=np.float64) / config.dims)
-        self._short = (1.0 / (np.array(config.short_factor) * powers)).astype(np.float32)
-        self._long = (1.0 / (np.array(config.long_factor) * powers)).astype(np.float32)
+        # rounded to float32 where the reference rounds: at 7,000 tokens a last bit more or less shows in the logits
+        exponents = np.arange(0, config.dims, 2).astype(np.float32) / np.float32(config.dims)
+        powers = (config.theta ** exponents.astype(np.float64)).astype(np.float32)
+        self._short = np.float32(1.0) / (np.array(config.short_factor, np.float32) * powers)
+        self._long = np.float32(1.0) / (np.array(config.long_factor, np.float32) * powers)
 
     def rotation(self, positions: mx.array, long: tuple[bool, ...], dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
         """Cosines and signed sines for ``rotate``, made once per step for all layers.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .config import Config, read_json
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, PromptError
 
 END = "<|end|>"
 END_OF_TEXT = "<|endoftext|>"
@@ -88,11 +88,21 @@ class Tokenizer:
         path = folder / "generation_config.json"
         if path.exists():
             extra = read_json(path).get("eos_token_id") or []
-            stops.update(extra if isinstance(extra, list) else [extra])
+            extra = extra if isinstance(extra, list) else [extra]
+            if not all(type(token) is int for token in extra):
+                raise ConfigError(f"{path}: eos_token_id is {extra}, expected integers")
+            stops.update(extra)
         return frozenset(stops)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a string in which special tokens count, as the published joined encoding."""
+        """Ids of a string in which special tokens count, as the published joined encoding.
+
+        Raises PromptError for text that is not Unicode: half a surrogate pair, from undecodable bytes.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise PromptError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from None
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_plain(self, text: str) -> list[int]:

@@ -146,6 +146,9 @@ def test_bad_audio(tmp_path):
         ("shape", (samples[None], 16_000)),
         ("dtype", (samples.astype(complex), 16_000)),
         ("expected a path", 3),
+        ("audio array", ([[1.0], [1.0, 2.0]], 16_000)),
+        ("too large", (np.full(16_000, 1e36, np.float32), 16_000)),
+        ("cannot be read", "a\0b"),
     ]
     for message, source in bad:
         with pytest.raises(Phi4Error, match=message) as caught:

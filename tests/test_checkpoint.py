@@ -182,6 +182,21 @@ def test_pickled_weights_are_refused(copy):
     assert "pickled" in refusal(folder)
 
 
+def test_weights_of_a_wrong_type_are_misfits(copy):
+    folder = copy()
+    edit_weights(folder, lambda weights: weights.update({"model.norm.weight": np.ones(128, np.int32)}))
+    assert "model.norm.weight is mlx.core.int32" in refusal(folder)
+
+
+def test_damaged_weights_give_no_answer(copy):
+    """NaN weights used to print bytes of token 0 and count as success."""
+    folder = copy("text")
+    edit_weights(folder, lambda weights: weights.update({"model.norm.weight": np.full(128, np.nan, np.float32)}))
+    model, processor = mlx_phi4.load(folder)
+    with pytest.raises(Phi4Error, match="NaN"):
+        mlx_phi4.generate(model, processor, "Hello")
+
+
 CONFIG_FAULTS = {
     "hidden_size": lambda config: config.pop("hidden_size"),
     "model_type": lambda config: config.update(model_type="llama"),
@@ -190,6 +205,21 @@ CONFIG_FAULTS = {
     "long_factor": lambda config: config["rope_scaling"].update(long_factor=[1.0]),
     "rope type": lambda config: config["rope_scaling"].update(type="yarn"),
     "multiple": lambda config: config.update(num_key_value_heads=3),
+    "hidden_size is '128'": lambda config: config.update(hidden_size="128"),
+    "num_hidden_layers is '2'": lambda config: config.update(num_hidden_layers="2"),
+    "num_attention_heads is 0": lambda config: config.update(num_attention_heads=0),
+    "max_position_embeddings": lambda config: config.update(max_position_embeddings="x"),
+    "rms_norm_eps": lambda config: config.update(rms_norm_eps="x"),
+    "original_max_position_embeddings is 1": lambda config: config.update(original_max_position_embeddings=1),
+    "original_max_position_embeddings is 0": lambda config: config.update(original_max_position_embeddings=0),
+    "hidden_act": lambda config: config.update(hidden_act="gelu"),
+    "sliding_window": lambda config: config.update(sliding_window=8),
+    "conv_activation": lambda config: config["audio_processor"]["config"].update(conv_activation="relu"),
+    "LoRA rank is 0": lambda config: config["vision_lora"].update(r=0),
+    "wrong kind": lambda config: config.update(rope_scaling="x"),
+    "could not convert": lambda config: config["rope_scaling"].update(short_factor="ab"),
+    "has no attribute": lambda config: config.update(audio_processor="x"),
+    "vision hidden_size is '64'": lambda config: config["img_processor"].update(hidden_size="64"),
     "time_reduction": lambda config: config["audio_processor"]["config"].update(time_reduction=4),
 }
 
@@ -212,6 +242,8 @@ def test_an_older_model_is_refused(copy):
     [
         ("config.json", "{", "config.json cannot be read"),
         ("config.json", "[]", "expected an object"),
+        ("config.json", "[" * 100_000, "config.json cannot be read"),
+        ("generation_config.json", '{"eos_token_id": "x"}', "eos_token_id"),
         ("tokenizer.json", "{}", "tokenizer.json"),
         ("tokenizer.json", None, "missing"),
         ("config.json", None, "missing"),
@@ -225,6 +257,14 @@ def test_spoiled_files(copy, file, content, message):
     else:
         (folder / file).write_text(content)
     assert message in refusal(folder)
+
+
+@pytest.mark.parametrize("option", ["use_dora", "fan_in_fan_out", "rank_pattern"])
+def test_variants_of_lora_are_refused(copy, option):
+    folder = copy("transformers")
+    path = folder / "vision-lora" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {option: {"x": 1} if "pattern" in option else True}))
+    assert option in refusal(folder)
 
 
 def test_missing_adapter_folder(copy):

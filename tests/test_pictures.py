@@ -148,6 +148,7 @@ def test_bad_pictures(tmp_path, monkeypatch):
         "shape": np.zeros((20, 20, 7), np.uint8),
         "floating-point": Image.new("F", (20, 20)),
         "directory": tmp_path,
+        "cannot be read as": "a\0b",
     }
     for message, source in bad.items():
         with pytest.raises(Phi4Error, match=message) as caught:

@@ -115,6 +115,17 @@ def test_without_placeholders_media_go_in_front(tokenizer):
     assert ids(tokenizer, "What?", ["a"], raw=True) == ["image", *joined(tokenizer, "What?")]
 
 
+def test_white_space_after_the_role_is_kept_behind_media_in_front(tokenizer):
+    """The media stand where the role token would have swallowed it, as with a placeholder written out."""
+    assert ids(tokenizer, "  What?", ["a"]) == ids(tokenizer, "<|image_1|>  What?", ["a"])
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_half_a_surrogate_pair_is_no_text(tokenizer, raw):
+    with pytest.raises(Phi4Error, match="Unicode"):
+        ids(tokenizer, "a \ud800", raw=raw)
+
+
 def test_raw_counts_the_placeholder_tokens_too(tokenizer):
     got = ids(tokenizer, "<|user|><|endoftext10|><|audio_3|>x", ["a"], ["b"], raw=True)
     assert got[1:3] == ["image", "audio"]
@@ -161,6 +172,12 @@ def test_content_part_can_mark_a_place(tokenizer):
 
 BAD = {
     "both": ([{"role": "user", "content": [{"type": "image", "image": "a"}]}], {"images": ["b"]}, "both"),
+    "both, of two kinds": (
+        [{"role": "user", "content": [{"type": "image", "image": "a"}, {"type": "text", "text": "<|audio_1|>"}]}],
+        {"audios": ["b"]},
+        "both",
+    ),
+    "tools": ([{"role": "system", "content": "x", "tools": [{1}]}, {"role": "user", "content": "y"}], {}, "JSON"),
     "address": ([{"role": "user", "content": [{"type": "image_url", "image_url": "https://x.org/a"}]}], {}, "download"),
     "base64": ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "%"}}]}], {}, "base64"),
     "type": ([{"role": "user", "content": [{"type": "video"}]}], {}, "video"),
@@ -178,7 +195,7 @@ BAD = {
 def test_bad_prompts(tokenizer, name):
     prompt, options, message = BAD[name]
     with pytest.raises(Phi4Error, match=message):
-        build_prompt(tokenizer, prompt, options.pop("images", []), [], **options)
+        build_prompt(tokenizer, prompt, options.pop("images", []), options.pop("audios", []), **options)
 
 
 def test_streamed_pieces_join_to_the_whole(tokenizer):

@@ -59,7 +59,11 @@ def prepare_clip(source) -> Clip:
     needed = WINDOW * rate // SAMPLE_RATE
     if len(samples) < needed:
         raise MediaError(f"{name}: {len(samples)} samples at {rate} Hz are shorter than one frame ({needed})")
-    return Clip(log_mel(samples, rate))
+    with np.errstate(over="ignore", invalid="ignore"):
+        features = log_mel(samples, rate)
+    if not np.isfinite(features).all():
+        raise MediaError(f"{name}: its samples are too large (up to {np.abs(samples).max():.3g}); expected -1 to 1")
+    return Clip(features)
 
 
 def read_audio(source) -> tuple[np.ndarray, int, str]:
@@ -133,7 +137,10 @@ def _mel_filters() -> np.ndarray:
 def _pair(source) -> tuple[np.ndarray, int]:
     if len(source) != 2 or not isinstance(source[1], (int, np.integer)):
         raise MediaError("audio given as a pair must be (array, rate) with the rate in whole Hz")
-    return np.asarray(source[0]), int(source[1])
+    try:
+        return np.asarray(source[0]), int(source[1])
+    except ValueError as error:
+        raise MediaError(f"audio array: {error}") from None
 
 
 def _from_array(array: np.ndarray, rate: int) -> tuple[np.ndarray, int]:
@@ -154,13 +161,13 @@ def _decode(source) -> tuple[np.ndarray, int, str]:
     import soundfile
 
     if isinstance(source, (str, os.PathLike)):
-        path, name = Path(source).expanduser(), str(source)
+        name = str(source)
         try:
-            data = path.read_bytes()
+            data = Path(source).expanduser().read_bytes()
         except FileNotFoundError:
             raise MediaError(f"{name}: no such file") from None
-        except OSError as error:
-            raise MediaError(f"{name}: cannot be read: {error.strerror}") from None
+        except (OSError, ValueError, RuntimeError) as error:
+            raise MediaError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     else:
         data, name = bytes(source), "audio bytes"
     if not data:
@@ -174,6 +181,8 @@ def _decode(source) -> tuple[np.ndarray, int, str]:
             return samples, file.samplerate, name
     except soundfile.LibsndfileError as error:
         raise MediaError(f"{name}: is not audio that can be read: {error.error_string}") from None
+    except MemoryError:  # a header may claim any length
+        raise MediaError(f"{name}: claims to be longer than memory holds") from None
 
 
 def _check_wav_length(data: bytes, name: str) -> None:

@@ -84,7 +84,12 @@ def prepare_picture(source) -> Picture:
         MediaError: it cannot be read, or its shape is too extreme.
     """
     name = _name(source)
-    image = _to_rgb(_open(source, name), name)
+    try:
+        image = _to_rgb(_open(source, name), name)
+    except MediaError:
+        raise
+    except (ValueError, OSError, RuntimeError) as error:  # a mode that Pillow cannot convert, a path with a NUL
+        raise MediaError(f"{name}: cannot be read as a picture: {error}") from None
     width, height = image.size
     columns, rows = _grid(width, height)
     wide, high = CROP_SIZE * columns, CROP_SIZE * rows
