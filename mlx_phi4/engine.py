@@ -99,7 +99,9 @@ class Generation:
     def steps(self) -> Iterator[list[RowToken]]:
         """Yield the tokens of the rows that still decode, until each has ended or reached its limit.
 
-        The next step is under way on the device while the caller looks at this one's tokens.
+        The next step is under way on the device while the caller looks at this one's tokens. A prompt cache gets the
+        sequence back at the end or when the caller closes the generator, never after an exception, which may have left
+        layers of different length.
         """
         try:
             logits = self._prefill()
@@ -123,8 +125,10 @@ class Generation:
                 if len(live) < len(going):
                     following = following.rows(live) if live else None
                 rows, sampled, count = [going[i] for i in live], following, count + 1
-        finally:
-            self._give_back()
+        except GeneratorExit:
+            self._give_back()  # the caller has enough; what was computed is whole
+            raise
+        self._give_back()
 
     def _prefill(self) -> mx.array:
         """Logits (B, V) after the prompt."""

@@ -112,6 +112,27 @@ def test_interrupted_generation_leaves_a_usable_cache(loaded):
     assert again[:3] == first
 
 
+def test_a_step_that_broke_leaves_nothing_behind(loaded, monkeypatch):
+    """Ctrl-C between two layers leaves caches of different length; they used to be reused."""
+    from mlx_phi4.decoder import Block
+
+    model, processor = loaded()
+    expected, _ = tokens_of(model, processor, MODES["text"], max_tokens=9)
+    cache, calls, block = PromptCache(), [], Block.__call__
+
+    def breaking(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return block(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Block, "__call__", breaking)
+        tokens_of(model, processor, MODES["text"], max_tokens=9, prompt_cache=cache)
+    assert cache.state is None
+    assert tokens_of(model, processor, MODES["text"], max_tokens=9, prompt_cache=cache)[0] == expected
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_cache_files(loaded, tmp_path, mode, spy):
     model, processor = loaded()

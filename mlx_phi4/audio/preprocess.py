@@ -49,11 +49,13 @@ def prepare_clip(source) -> Clip:
 
     Args:
         source: path, bytes, or (array, rate) with array (samples,) or (samples, channels), floats
-            in [-1, 1] or integers of full scale, and rate in Hz.
+            in [-1, 1] or integers of full scale, and rate in Hz; a ``Clip`` passes.
 
     Raises:
         MediaError: it cannot be read, is too short, or holds NaN or infinite samples.
     """
+    if isinstance(source, Clip):
+        return source
     samples, rate, name = read_audio(source)
     samples, rate = to_model_rate(samples, rate)
     needed = WINDOW * rate // SAMPLE_RATE

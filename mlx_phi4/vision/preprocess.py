@@ -78,11 +78,13 @@ def prepare_picture(source) -> Picture:
     """Read, resize and cut one picture.
 
     Args:
-        source: path, bytes, PIL image, or array (H, W), (H, W, 1|3|4) of uint8 or uint16.
+        source: path, bytes, PIL image, or array (H, W), (H, W, 1|3|4) of uint8 or uint16; a ``Picture`` passes.
 
     Raises:
         MediaError: it cannot be read, or its shape is too extreme.
     """
+    if isinstance(source, Picture):
+        return source
     name = _name(source)
     try:
         image = _to_rgb(_open(source, name), name)
