@@ -90,7 +90,7 @@ def _convert(model: str | Path, target: Path, wanted: Scheme, revision: str | No
 
 
 def _hub_config(name: str, revision: str | None) -> Path:
-    if not is_hub_id(name):
+    if not is_hub_id(name) or local_folder(name).exists():
         raise CheckpointError(f"{name}: no such model folder")
     return hub_config(name, revision)
 

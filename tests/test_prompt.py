@@ -157,11 +157,11 @@ def test_content_parts_bring_media(tokenizer):
         {"type": "image", "image": picture},
         {"type": "image", "path": "file.png"},
         {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},
-        {"type": "audio_url", "audio_url": {"url": "file:///tmp/a%20b.wav"}},
+        {"type": "audio_url", "audio_url": {"url": "file:///media/a%20b.wav"}},
     ]
     prompt = build_prompt(tokenizer, [{"role": "user", "content": content}], [], [])
     assert prompt.images[0] == b"bytes" and prompt.images[1] is picture and prompt.images[2] == "file.png"
-    assert prompt.audios == [b"bytes", "/tmp/a b.wav"]
+    assert prompt.audios == [b"bytes", "/media/a b.wav"]
     assert [p.kind for p in prompt.parts if isinstance(p, Slot)] == ["image"] * 3 + ["audio"] * 2
 
 

@@ -147,10 +147,7 @@ def draw_shape(picture, shape, color, x, y, r, tilt=0.0):
     mask = Image.new("L", (side * over, side * over))
     c, s = math.cos(tilt), math.sin(tilt)
     middle = side / 2
-    points = [
-        ((px * c - py * s + middle) * over, (px * s + py * c + middle) * over)
-        for px, py in outline(shape, r)
-    ]
+    points = [((px * c - py * s + middle) * over, (px * s + py * c + middle) * over) for px, py in outline(shape, r)]
     ImageDraw.Draw(mask).polygon(points, fill=255)
     mask = mask.resize((side, side), Image.Resampling.BOX)
     picture.paste(color, (round(x - side / 2), round(y - side / 2)), mask)

@@ -80,7 +80,7 @@ def write(folder, count=COUNT):
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "items.jsonl", "w") as lines:
+    with (folder / "items.jsonl").open("w") as lines:
         for ability in ABILITIES:
             for item in items(ability, count):
                 stem = f"{ability}_{item.index:03d}"

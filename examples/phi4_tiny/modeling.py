@@ -71,12 +71,8 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base_layer = base_layer
         rows, columns = base_layer.weight.shape
-        self.lora_A = nn.ModuleDict(
-            {name: nn.Linear(columns, rank, bias=False) for name, (rank, _) in LORA.items()}
-        )
-        self.lora_B = nn.ModuleDict(
-            {name: nn.Linear(rank, rows, bias=False) for name, (rank, _) in LORA.items()}
-        )
+        self.lora_A = nn.ModuleDict({name: nn.Linear(columns, rank, bias=False) for name, (rank, _) in LORA.items()})
+        self.lora_B = nn.ModuleDict({name: nn.Linear(rank, rows, bias=False) for name, (rank, _) in LORA.items()})
         for up in self.lora_B.values():
             nn.init.zeros_(up.weight)
         self.active = None
@@ -124,9 +120,8 @@ def build(vocab):
     # Transformers draws the vision tower with deviation 1.0, from which nothing can be learned,
     # and the conformer with 0.02, at which three small convolutions let no signal through
     for name, parameter in model.model.embed_tokens_extend.named_parameters():
-        if parameter.ndim >= 2 and not any(x in name for x in ("embedding", "bias", "_extensor")):
-            if ".glu.b" not in name:
-                nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        if parameter.ndim >= 2 and not any(x in name for x in ("embedding", "bias", "_extensor", ".glu.b")):
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     return model.eval()
 
 

@@ -16,9 +16,7 @@ SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s
 def pre_tokenizer():
     """Split by ``SPLIT``, then map bytes to the printable letters of byte-level BPE."""
     split = pre_tokenizers.Split(Regex(SPLIT), "isolated")
-    return pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def closed_pieces():

@@ -69,9 +69,7 @@ def features_of(tower, processor, picture):
     inputs = processor(images=picture, return_tensors="pt")
     pixels, mask = inputs["image_pixel_values"][0], inputs["image_attention_mask"][0]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        features = torch.stack(
-            [crop_features(tower, p, m.bool()) for p, m in zip(pixels, mask, strict=True)]
-        )
+        features = torch.stack([crop_features(tower, p, m.bool()) for p, m in zip(pixels, mask, strict=True)])
     tokens, marks = layout(features, inputs["image_sizes"][0], mask)
     assert len(tokens) == int(inputs["num_img_tokens"][0])
     return tokens.bfloat16(), marks
@@ -167,9 +165,7 @@ def run_language(work, tokenizer):
         use(model, "vision")
         picked = stretch(rng, order, BATCH)
         rows = [picture_row(tokenizer, len(tokens[i]), facts[i], rng) for i in picked]
-        put = picture_tokens(
-            image, torch.cat([tokens[i] for i in picked]), torch.cat([marks[i] for i in picked])
-        )
+        put = picture_tokens(image, torch.cat([tokens[i] for i in picked]), torch.cat([marks[i] for i in picked]))
         return packed_loss(model, tokenizer, pack(tokenizer, rows), pictures=put)
 
     projector = named(model, "img_projection_", "img_feature_extensor")

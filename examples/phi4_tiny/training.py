@@ -19,7 +19,7 @@ def log(work, stage, **values):
     """Print one line and append it to ``work/log.jsonl``."""
     line = {"stage": stage, **values}
     print(json.dumps(line), flush=True)
-    with open(Path(work) / "log.jsonl", "a") as file:
+    with (Path(work) / "log.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 

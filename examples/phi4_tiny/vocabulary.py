@@ -109,7 +109,7 @@ def sentences():
         parts += prompts
     # spoken text is lower case and has no punctuation
     parts += [spoken(q) for questions in PICTURE_QUESTIONS.values() for q in questions]
-    return parts + ["number", "word", "Answer the question."]
+    return [*parts, "number", "word", "Answer the question."]
 
 
 def spoken(text):
