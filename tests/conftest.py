@@ -1,5 +1,6 @@
 """Shared fixtures: reduced random checkpoints, written once per run, and their loaded models."""
 
+import io
 import sys
 from pathlib import Path
 
@@ -36,3 +37,20 @@ def loaded(checkpoint):
         return made[layout, size]
 
     return load
+
+
+@pytest.fixture
+def run_command(monkeypatch, capsys):
+    """A function (command, arguments) -> (exit code, stdout, stderr): a console script, in this process."""
+
+    def run(command, *arguments, stdin=b""):
+        monkeypatch.setattr(sys, "argv", ["mlx_phi4", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        try:
+            command()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return run

@@ -1,9 +1,9 @@
 """``mlx_phi4.benchmark``: what it counts, and its command."""
 
-import io
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from cases import clip, picture
@@ -75,20 +75,9 @@ def test_text_only_models(loaded):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """A function (arguments) -> (exit code, stdout, stderr), in this process."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mlx_phi4.benchmark", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO())
-        try:
-            command()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return run
+def run(run_command):
+    """A function (arguments) -> (exit code, stdout, stderr)."""
+    return partial(run_command, command)
 
 
 def test_the_command(run, checkpoint, tmp_path):

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,19 +16,9 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """A function (arguments) -> (exit code, stdout, stderr), in this process."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mlx_phi4.convert", *map(str, arguments)])
-        try:
-            command()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return run
+def run(run_command):
+    """A function (arguments) -> (exit code, stdout, stderr)."""
+    return partial(run_command, command)
 
 
 def test_convert_verify_and_dequantize(run, checkpoint, tmp_path):

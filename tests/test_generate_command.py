@@ -1,11 +1,11 @@
 """``mlx_phi4.generate`` as a person runs it: answers, statistics, bad input, interruption, full disk."""
 
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +21,9 @@ PROGRAM = [sys.executable, "-m", "mlx_phi4.generate"]
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """A function (arguments) -> (exit code, stdout, stderr), in this process."""
-
-    def run(*arguments, stdin=b""):
-        monkeypatch.setattr(sys, "argv", ["mlx_phi4.generate", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        try:
-            command()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return run
+def run(run_command):
+    """A function (arguments) -> (exit code, stdout, stderr)."""
+    return partial(run_command, command)
 
 
 @pytest.fixture
