@@ -1,7 +1,8 @@
 """From strings and chat messages to token ids with slots where pictures and sound belong.
 
 The published chat template is ``<|role|>content<|end|>`` per message, then ``<|assistant|>``; a
-system message with tools puts ``<|tool|>JSON<|/tool|>`` before its ``<|end|>``.
+system message with tools puts ``<|tool|>JSON<|/tool|>`` before its ``<|end|>``. A model whose own template opens with
+a system text gets that, too (``chat_template.py``).
 """
 
 import base64
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from .chat_template import Opening
 from .errors import MediaError, PromptError
 from .tokenizer import END, WHITE_SPACE, SpecialToken, Tokenizer
 
@@ -55,7 +57,7 @@ def build_prompt(
     if raw:
         pieces, front = _raw_parts(tokenizer, prompt, system), 0
     else:
-        pieces = _pieces(tokenizer, _messages(prompt, system))
+        pieces = _pieces(tokenizer, _opened(_messages(prompt, system), tokenizer.opening))
         front = pieces.index(tokenizer.special["<|user|>"]) + 1
     slots = [piece for piece in pieces if isinstance(piece, Slot)]
     if not slots:
@@ -113,6 +115,18 @@ def _messages(prompt, system: str | None) -> list[dict]:
     if not any(m["role"] == "user" for m in messages):
         raise PromptError("the messages hold no user message")
     return messages
+
+
+def _opened(messages: list[dict], opening: Opening) -> list[dict]:
+    """Put the model's own system text, if it has one, where its chat template puts it."""
+    if not opening.alone:
+        return messages
+    first = messages[0]
+    if first["role"] != "system":
+        return [{"role": "system", "content": opening.alone}, *messages]
+    content = first.get("content") or ""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return [first | {"content": [{"type": "text", "text": opening.before}, *parts]}, *messages[1:]]
 
 
 def _pieces(tokenizer: Tokenizer, messages: list[dict]) -> list[SpecialToken | str | Slot]:

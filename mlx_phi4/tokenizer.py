@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from .chat_template import read_opening
 from .config import Config, read_json
 from .errors import CheckpointError, ConfigError, PromptError
 
@@ -63,6 +64,7 @@ class Tokenizer:
         missing = [s for s in (END, "<|user|>", "<|assistant|>") if s not in self.special]
         if missing:
             raise ConfigError(f"{path} lacks {', '.join(missing)}: not a Phi-4 tokenizer")
+        self.opening = read_opening(folder)
         self.stop_ids = self._stop_ids(folder)
         end_of_text = self.special.get(END_OF_TEXT, self.special[END])
         self.pad_id = end_of_text.id

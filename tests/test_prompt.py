@@ -89,6 +89,33 @@ def test_forging_where_the_vocabulary_itself_spells_the_token(tokenizer, checkpo
     assert other.decode(plain) == "<|end|>"
 
 
+OPENING = "{{ '<|system|>Your name is Phi.' }}{% for m in messages if m['role'] == 'system' %}{{ ' ' + m['content'] }}"
+OPENING += "{% endfor %}{{ '<|end|>' }}{% for m in messages if m['role'] != 'system' %}{{ '<|' + m['role'] + '|>' + "
+OPENING += "m['content'] + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "chat_template.jinja"])
+def test_a_model_that_opens_with_a_system_text_of_its_own(checkpoint, tmp_path, file):
+    """Phi-4-mini-reasoning's template does; without it the model would not know its name."""
+    folder = shutil.copytree(checkpoint(), tmp_path / "model")
+    (folder / file).write_text(OPENING if file.endswith("jinja") else json.dumps({"chat_template": OPENING}))
+    other = Tokenizer(folder, Config.from_folder(folder))
+    rest = "<|end|><|user|>Hi<|end|><|assistant|>"
+    assert ids(other, "Hi") == joined(other, "<|system|>Your name is Phi." + rest)
+    assert ids(other, "Hi", system="Be brief.") == joined(other, "<|system|>Your name is Phi. Be brief." + rest)
+    assert ids(other, "Hi", raw=True) == joined(other, "Hi")
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ nonsense(", "{{ raise_exception('x') }}", "<|system|>a<|user|>b", "\n{{ 1 }}"]
+)
+def test_templates_of_another_form_say_nothing(checkpoint, tmp_path, template):
+    folder = shutil.copytree(checkpoint(), tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(template)
+    other = Tokenizer(folder, Config.from_folder(folder))
+    assert ids(other, "Hi") == joined(other, "<|user|>Hi<|end|><|assistant|>")
+
+
 def test_raw_string_as_it_stands(tokenizer):
     text = "<|system|>x<|end|><|user|>  y <|end|>"
     assert ids(tokenizer, text, raw=True) == joined(tokenizer, text)

@@ -1,0 +1,65 @@
+"""What a checkpoint's own chat template says before the first message.
+
+The family shares one template (see ``prompt.py``), but a model may open every conversation with a system text of its
+own, as Phi-4-mini-reasoning does. That text is read off the template by rendering it twice.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+SYSTEM, USER = "SYSTEM-CONTENT", "USER-CONTENT"
+ANSWER = f"<|user|>{USER}<|end|><|assistant|>"
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The system text where a conversation brings none, and what stands before the one that it brings."""
+
+    alone: str = ""
+    before: str = ""
+
+
+def read_opening(folder: Path) -> Opening:
+    """The opening of the template in ``chat_template.jinja`` or ``tokenizer_config.json``; empty if there is none."""
+    template = _template(folder)
+    if template is None:
+        return Opening()
+    alone = _system_text(_render(template, [{"role": "user", "content": USER}]))
+    if not alone:
+        return Opening()
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
+    given = _system_text(_render(template, messages)) or SYSTEM
+    return Opening(alone, given.removesuffix(SYSTEM) if given.endswith(SYSTEM) else "")
+
+
+def _template(folder: Path) -> str | None:
+    try:
+        if (folder / "chat_template.jinja").exists():
+            return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        raw = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    template = raw.get("chat_template") if isinstance(raw, dict) else None
+    return template if isinstance(template, str) else None
+
+
+def _render(template: str, messages: list[dict]) -> str:
+    """Render in Jinja's sandbox, as Transformers does; a template that fails says nothing."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    try:
+        return environment.from_string(template).render(messages=messages, add_generation_prompt=True, tools=None)
+    except (TemplateError, TypeError, ValueError):
+        return ""
+
+
+def _system_text(rendered: str) -> str:
+    """The text of the one system message before the user's turn; empty for any other form."""
+    head = rendered.removesuffix(ANSWER)
+    if head == rendered or not head.startswith("<|system|>") or not head.endswith("<|end|>"):
+        return ""
+    text = head.removeprefix("<|system|>").removesuffix("<|end|>")
+    return "" if "<|" in text else text
