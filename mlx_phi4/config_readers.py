@@ -66,19 +66,9 @@ def _rope(raw: dict, head_dim: int) -> RopeConfig:
     fraction = table.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
     dims = int(head_dim * fraction)
     maximum = int(raw.get("max_position_embeddings", 131072))
-    original = int(
-        next(
-            (
-                found
-                for found in (
-                    raw.get("original_max_position_embeddings"),
-                    table.get("original_max_position_embeddings"),
-                )
-                if found is not None
-            ),
-            4096 if kind != "default" else maximum,
-        )
-    )
+    usual = maximum if kind == "default" else 4096
+    name = "original_max_position_embeddings"
+    original = int(raw.get(name) if raw.get(name) is not None else table.get(name, usual))
     if original < 2:
         raise ConfigError(f"original_max_position_embeddings is {original}, expected at least 2")
     if kind == "default":

@@ -134,7 +134,9 @@ class Generation:
         """Logits (B, V) after the prompt."""
         inputs, options = self.inputs, self.options
         cache, long = options.prompt_cache, options.rope == "long"
-        media = options.media_cache or (cache.media if cache is not None else None)
+        media = options.media_cache
+        if media is None and cache is not None:
+            media = cache.media
         fresh = self.model.new_state(inputs, options.kv.make(len(self.model.model.layers)), long=long)
         reused = cache.take(inputs, fresh.long[0], options.kv) if cache is not None else None
         self.state = reused or fresh

@@ -6,7 +6,7 @@ from collections import OrderedDict
 import mlx.core as mx
 import mlx.nn as nn
 
-DEFAULT_BYTES = 256_000_000  # about 40 large pictures at full width in bfloat16
+DEFAULT_BYTES = 256_000_000  # at full width in bfloat16: 4 pictures of 37 views, or 70 of two
 
 
 class MediaCache:

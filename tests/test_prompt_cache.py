@@ -57,6 +57,15 @@ def test_a_second_question_about_a_picture_encodes_nothing(loaded, spy):
     assert spy == ["picture"]
 
 
+def test_a_media_cache_alone_is_filled_and_used(loaded, spy):
+    """An empty cache is false in Python's eyes; it used to be taken for none at all."""
+    model, processor = loaded()
+    cache = MediaCache()
+    for question in ("What is this?", "Which colour?"):
+        generate(model, processor, question, images=[PICTURE], max_tokens=2, media_cache=cache)
+    assert spy == ["picture"] and len(cache) == 1
+
+
 def test_nothing_is_reused_across_another_picture(loaded):
     turns = [chat(("user", asked("What is this?", ("image", image)))) for image in (PICTURE, OTHER, PICTURE)]
     reused = check_turns(loaded, turns)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-from cases import CASES
+from cases import CASES, LONG_CASES, NEW_TOKENS
 
 import mlx_phi4
+from mlx_phi4.engine import Generation, RowOptions
 from mlx_phi4.random_checkpoint import write_random_checkpoint
 
 DATA = Path(__file__).parent / "data"
@@ -33,6 +34,16 @@ def row(model, processor, size, case) -> str:
     )
 
 
+def long_row(model, processor, case) -> str:
+    """Greedy tokens across 4096 against data/long.npz, all of them."""
+    inputs = processor(case.chat(), case.images(), [(audio, 16_000) for audio in case.audios()])
+    generation = Generation(model, inputs, [RowOptions(max_tokens=NEW_TOKENS)])
+    tokens = [step[0].token for step in generation.steps()]
+    expected = np.load(DATA / "long.npz")[f"{case.name}/tokens"].tolist()
+    equal = sum(ours == theirs for ours, theirs in zip(tokens, expected, strict=True))
+    return f"| {case.name} | {inputs.lengths[0]} | {equal} of {len(expected)} |"
+
+
 def main():
     print(f"mlx {mx.__version__} on {mx.default_device()}, float32")
     for size in ("reduced", "wide"):
@@ -42,6 +53,10 @@ def main():
         print("|---|---|--:|--:|--:|--:|--:|")
         for case in CASES:
             print(row(model, processor, size, case), flush=True)
+        if size == "reduced":
+            print("\n| greedy tokens | prompt | equal |\n|---|--:|--:|")
+            for case in LONG_CASES:
+                print(long_row(model, processor, case), flush=True)
 
 
 if __name__ == "__main__":
