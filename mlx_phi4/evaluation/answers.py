@@ -1,0 +1,119 @@
+"""Right and wrong answers to questions about pictures, spoken questions and plain ones."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import Phi4Error
+from .manifest import QuestionItem, read_questions
+
+if TYPE_CHECKING:  # imported where used, so that --help is instant
+    from ..model import Phi4
+    from ..processor import Processor, Request
+
+
+@dataclass
+class AnswerScore:
+    """One question: the model's answer (None: there was none, see ``error``) and whether it is one of ``accepted``."""
+
+    id: str
+    question: str
+    accepted: list[str]
+    answer: str | None = None
+    correct: bool = False
+    error: str | None = None
+
+
+@dataclass
+class AnswerScores:
+    """All questions: ``accuracy`` is the share of right answers among those that were given, None if none was."""
+
+    accuracy: float | None
+    correct: int
+    answered: int
+    failed: int
+    wall_seconds: float
+    items: list[AnswerScore] = field(repr=False)
+
+
+def evaluate_pictures(
+    manifest: str | Path,
+    model: "str | Path | Phi4",
+    *,
+    processor: "Processor | None" = None,
+    limit: int | None = None,
+    batch_size: int = 4,
+    max_tokens: int = 64,
+    system: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> AnswerScores:
+    """The share of answers that are right: equal to an accepted one but for case, outer white space and a last period.
+
+    Each question is asked as it stands in the manifest, greedily, in the mode that its media ask for; without media it
+    is a text question.
+
+    Args:
+        manifest: JSON lines with ``question``, ``answer`` and optionally ``image``, ``audio`` and ``id``; see
+            ``manifest``.
+        model: a folder or a hub id, or a loaded model with its ``processor``.
+        limit: only so many of the first lines.
+        batch_size: questions answered together.
+        max_tokens: of an answer.
+        system: a system message in front of each question, such as "Answer with one word.".
+        progress: told how many questions are done, of how many.
+
+    Raises:
+        Phi4Error: a bad manifest, value or model. A picture that cannot be read does not raise: its score says so.
+    """
+    from ..generate import batch_generate
+    from ..kept_model import model_and_processor
+
+    if batch_size < 1:
+        raise Phi4Error(f"batch_size is {batch_size}, expected at least 1")
+    items = read_questions(manifest, limit)
+    model, processor = model_and_processor(model, processor)
+    if not processor.config.multimodal and any(item.images or item.audios for item in items):
+        raise Phi4Error("this model is text-only; pictures and sound need Phi-4-multimodal")
+    scores = [AnswerScore(item.id, item.question, list(item.answers)) for item in items]
+    began = time.perf_counter()
+    for start in range(0, len(items), batch_size):
+        requests: list[tuple[AnswerScore, Request]] = []
+        for item, score in zip(items[start : start + batch_size], scores[start : start + batch_size], strict=True):
+            try:
+                requests.append((score, _request(processor, item, system)))
+            except Phi4Error as error:
+                score.error = str(error)
+        if requests:
+            answers = batch_generate(model, processor, [request for _, request in requests], max_tokens=max_tokens)
+            for (score, _), answer in zip(requests, answers, strict=True):
+                score.answer = answer.text.strip()
+                score.correct = _plain(score.answer) in map(_plain, score.accepted)
+        if progress is not None:
+            progress(min(start + batch_size, len(items)), len(items))
+    correct, answered = sum(score.correct for score in scores), sum(score.error is None for score in scores)
+    return AnswerScores(
+        accuracy=correct / answered if answered else None,
+        correct=correct,
+        answered=answered,
+        failed=len(items) - answered,
+        wall_seconds=round(time.perf_counter() - began, 3),
+        items=scores,
+    )
+
+
+def _request(processor: "Processor", item: QuestionItem, system: str | None) -> "Request":
+    """A request whose media are read and whose prompt fits them, so that a bad one does not end the whole batch."""
+    from ..audio.preprocess import prepare_clip
+    from ..processor import Request
+    from ..vision.preprocess import prepare_picture
+
+    images = [prepare_picture(path) for path in item.images]
+    request = Request(item.question, images, [prepare_clip(path) for path in item.audios], system)
+    processor.batch([request])
+    return request
+
+
+def _plain(answer: str) -> str:
+    return answer.strip().casefold().removesuffix(".").rstrip()

@@ -1,0 +1,1 @@
+"""What is between a recording and its outputs: pieces, batches, guards, files, several machines."""

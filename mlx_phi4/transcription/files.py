@@ -1,0 +1,205 @@
+"""Many recordings to many files: batches across files, failures that stop nobody else, several machines."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import Phi4Error
+from ..kept_model import model_and_processor
+from ..transcript import Transcript
+from .hearing import Failure
+from .outputs import (
+    TEMPLATE,
+    Found,
+    Job,
+    check_formats,
+    find_recordings,
+    plan_outputs,
+    prepare_folder,
+    write_outputs,
+)
+from .progress import Progress
+from .ranks import Ranks, agree, join, share
+from .transcriber import Transcriber
+
+if TYPE_CHECKING:  # imported where used, so that --help is instant
+    from ..model import Phi4
+    from ..processor import Processor
+
+
+@dataclass
+class Summary:
+    """What became of the recordings: counts, milliseconds of sound transcribed, milliseconds that it took."""
+
+    done: int = 0
+    skipped: int = 0  # their outputs were there already
+    failed: int = 0
+    audio: int = 0
+    elapsed: int = 0
+
+    def __str__(self):
+        total = self.done + self.skipped + self.failed
+        counts = [f"{total} file{'s' * (total != 1)}", f"{self.done} done"]
+        counts += [f"{self.skipped} done before"] if self.skipped else []
+        counts += [f"{self.failed} failed"] if self.failed else []
+        return f"{', '.join(counts)}; {self.audio / 1000:.1f} s of audio in {self.elapsed / 1000:.1f} s"
+
+    def merged(self, ranks: Ranks) -> "Summary":
+        """The summary of all processes together."""
+        rows = ranks.gather([self.done, self.skipped, self.failed, self.audio, self.elapsed])
+        *counts, elapsed = zip(*rows, strict=True)
+        return Summary(*map(sum, counts), max(elapsed))
+
+
+def transcribe_files(
+    sources: str | Path | Sequence[str | Path],
+    model: "str | Path | Phi4",
+    processor: "Processor | None" = None,
+    *,
+    format: str = "txt",
+    output_dir: str | Path | None = None,
+    output_template: str = TEMPLATE,
+    stdout: bool = False,
+    max_line_width: int | None = None,
+    overwrite: bool = False,
+    recursive: bool = False,
+    jobs: int = 2,
+    quiet: bool = True,
+    **options,
+) -> Summary:
+    """Transcribe files and folders, and write each recording's outputs as soon as it is through.
+
+    A recording that cannot be read, or an output that cannot be written, gets a line on standard error, and the rest go
+    on. Under ``mlx.launch`` the files are shared out to the processes.
+
+    Args:
+        sources: a file or folder or several; "-" is standard input.
+        model, processor: as in ``transcribe``; loaded only if there is work.
+        format: txt, srt, vtt, tsv, json or all.
+        output_dir: None is the current folder.
+        output_template: name of the outputs, with {filename}, {parent}, {date} and {index}.
+        stdout: print the texts instead of writing files, as is done for standard input alone.
+        max_line_width: characters of a line in srt and vtt.
+        overwrite: do what was done before again.
+        recursive: look into the folders of folders; theirs are made in ``output_dir``, too.
+        jobs: recordings that are read at once, ahead of the model.
+        quiet: only failures on standard error.
+        options: the keywords of ``Transcriber``.
+
+    Raises:
+        Phi4Error: a bad value, outputs that would meet, or a model that cannot be loaded; before any work.
+    """
+    began = time.perf_counter()
+    if jobs < 1:
+        raise Phi4Error(f"jobs is {jobs}, expected at least 1")
+    transcriber = Transcriber(**options)
+    formats = check_formats(format, max_line_width)
+    found, problems = find_recordings([sources] if isinstance(sources, (str, Path)) else sources, recursive)
+    planned = _planned(found, formats, output_dir, output_template, stdout)
+    ranks = join()
+    mine, before = _shared(planned, overwrite, ranks)
+    show, summary = Progress(quiet), Summary()
+
+    def deliver(job: Job, transcript: Transcript) -> None:
+        if job.outputs:
+            write_outputs(transcript, job.outputs, max_line_width)
+        else:
+            show.print(transcript.render(formats[0], max_line_width))
+
+    if mine:
+        loaded = model_and_processor(model, processor, quiet=quiet)
+    if ranks.rank == 0:
+        _announce(problems, before, transcriber.question.warnings, show)
+    if mine:
+        summary = _run(transcriber, loaded, mine, jobs, show, deliver)
+    if ranks.rank == 0:
+        summary.failed, summary.skipped = summary.failed + len(problems), len(before)
+    summary.elapsed = round(1000 * (time.perf_counter() - began))
+    summary = summary.merged(ranks)
+    if ranks.rank == 0:
+        show.note(str(summary))
+    ranks.gather([0])  # mlx.launch ends the others with the first that fails: all say first what they have to say
+    return summary
+
+
+def _planned(
+    found: list[Found], formats: tuple[str, ...], output_dir: str | Path | None, template: str, stdout: bool
+) -> list[Job]:
+    """The jobs, and a folder that their outputs can be written to."""
+    if stdout or ([each.path for each in found] == [None] and output_dir is None and template == TEMPLATE):
+        if len(formats) > 1:
+            raise Phi4Error("standard output takes one format, not all")
+        return [Job(each, {}) for each in found]
+    folder = Path(output_dir or ".").expanduser()
+    jobs = plan_outputs(found, formats, folder, template)
+    if jobs:
+        prepare_folder(folder)
+    return jobs
+
+
+def _announce(problems: list[str], before: list[Job], warnings: Sequence[str], show: Progress) -> None:
+    """What can be said before any work."""
+    for line in problems:
+        show.fail(line)
+    for job in before:
+        show.note(f"{job.found.name}: done before")
+    for warning in warnings:
+        show.warn(warning)
+
+
+def _shared(planned: list[Job], overwrite: bool, ranks: Ranks) -> tuple[list[Job], list[Job]]:
+    """This process's jobs, and those that were done before. All processes decide alike."""
+    finished = [job.finished and not overwrite for job in planned]
+    if ranks.size > 1:
+        if any(job.found.path is None for job in planned):
+            raise Phi4Error("standard input cannot be shared out to several processes")
+        # the same files may lie under another path on another machine
+        names = [f"{job.found.folder / job.found.path.name} {job.found.size}" for job in planned]
+        finished = agree(ranks, names, finished)
+    sizes = [None if done else job.found.size for job, done in zip(planned, finished, strict=True)]
+    before = [job for job, done in zip(planned, finished, strict=True) if done]
+    return [planned[index] for index in share(ranks, sizes)], before
+
+
+def _run(
+    transcriber: Transcriber,
+    loaded: tuple,
+    mine: list[Job],
+    jobs: int,
+    show: Progress,
+    deliver: Callable[[Job, Transcript], None],
+) -> Summary:
+    """Transcribe this process's files and hand out each one's transcript; count what became of them."""
+    sources = [sys.stdin.buffer.read() if job.found.path is None else job.found.path for job in mine]
+    summary = Summary()
+    show.start(mine)
+    try:
+        with closing(transcriber(*loaded, sources, jobs=jobs, progress=show.advance)) as results:
+            for index, result in results:
+                job, name = mine[index], mine[index].found.name
+                if isinstance(result, Failure):
+                    summary.failed += 1
+                    show.finish(index, None)
+                    show.fail(result.line(name))
+                    continue
+                show.finish(index, result.duration)
+                try:
+                    deliver(job, result)
+                except Phi4Error as error:
+                    summary.failed += 1
+                    show.fail(f"{name}: {error}")
+                else:
+                    summary.done += 1
+                    summary.audio += round(1000 * result.duration)
+                    show.report(name, result, result.warnings[len(transcriber.question.warnings) :])
+    except KeyboardInterrupt:
+        show.close()
+        show.note(f"stopped: {summary.done} of {len(mine)} files are done, the same command goes on with the rest")
+        raise
+    finally:
+        show.close()
+    return summary

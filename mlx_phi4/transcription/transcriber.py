@@ -1,0 +1,106 @@
+"""From recordings to transcripts: what is asked, how recordings are cut, how pieces are decoded, in one object."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..transcript import Segment, Transcript
+from .decoding import LONGEST, TEMPERATURES, DecodingOptions, SegmentDecoder
+from .hearing import Ending, Failure, Listening, hear, read_ahead, readable
+from .tasks import make_question, parse_clips
+
+if TYPE_CHECKING:  # imported where used, so that --help is instant
+    from ..model import Phi4
+    from ..processor import Processor
+
+
+class Transcriber:
+    """Transcribes one recording or many with the same settings, which are checked before a model is loaded.
+
+    Args:
+        task: transcribe, translate, transcribe+translate (answers to each piece), summarize or ask (one answer to the
+            whole recording, up to 30 minutes).
+        to: language of a translation by English name or code; None is English.
+        prompt: used instead of the task's own.
+        context: names and terms that may occur, added to the prompt.
+        segment_seconds: longest piece, at most 40.
+        pause: least silence in seconds that is left out between pieces.
+        clip_timestamps: parts of the recording, see ``tasks.parse_clips``; None is all.
+        batch_size, max_tokens, temperatures, compression_ratio_threshold, logprob_threshold, seed: see
+            ``decoding.DecodingOptions``.
+
+    Raises:
+        Phi4Error: a bad value.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: str = "transcribe",
+        to: str | None = None,
+        prompt: str | None = None,
+        context: str | None = None,
+        segment_seconds: float = 30.0,
+        pause: float = 0.5,
+        clip_timestamps: str | list | None = None,
+        batch_size: int = 8,
+        max_tokens: int | None = None,
+        temperatures: Sequence[float] = TEMPERATURES,
+        compression_ratio_threshold: float | None = 2.4,
+        logprob_threshold: float | None = -1.0,
+        seed: int = 0,
+    ):
+        self.question = make_question(task, to, prompt, context)
+        self.listening = Listening(segment_seconds, pause, parse_clips(clip_timestamps), self.question.whole)
+        self.decoding = DecodingOptions(
+            batch_size=batch_size,
+            max_tokens=max_tokens,
+            temperatures=tuple(temperatures),
+            compression_ratio_threshold=compression_ratio_threshold,
+            logprob_threshold=logprob_threshold,
+            seed=seed,
+        )
+
+    def __call__(
+        self,
+        model: "Phi4",
+        processor: "Processor",
+        sources: Sequence[Any],
+        *,
+        jobs: int = 1,
+        progress: Callable[[int, float], None] = lambda index, seconds: None,
+    ) -> Iterator[tuple[int, Transcript | Failure]]:
+        """Yield each source's transcript, or why there is none, as soon as its last piece is decoded, in order.
+
+        Pieces of several recordings share batches. Close the generator to end the threads that read.
+
+        Args:
+            sources: as ``audio.reader.open_recording`` takes them.
+            jobs: recordings that are read at once.
+            progress: told a source's index and the seconds of it that are decoded.
+        """
+        decoder = SegmentDecoder(model, processor, self.question, self.decoding)
+        streams = [partial(hear, source, self.listening) for source in sources]
+        segments: dict[int, list[Segment]] = {}
+        with closing(read_ahead(streams, jobs, self.decoding.batch_size * LONGEST)) as heard:
+            for index, item in decoder(heard):
+                if isinstance(item, Segment):
+                    segments.setdefault(index, []).append(item)
+                    progress(index, item.end)
+                elif isinstance(item, Failure):
+                    segments.pop(index, None)
+                    yield index, item
+                else:
+                    yield index, self._transcript(sources[index], segments.pop(index, []), item)
+
+    def _transcript(self, source: Any, segments: list[Segment], ending: Ending) -> Transcript:
+        return Transcript(
+            segments=segments,
+            duration=round(ending.duration, 3),
+            language=self.question.language,
+            task=self.question.task,
+            source=readable(source) if isinstance(source, (str, os.PathLike)) else None,
+            warnings=[*self.question.warnings, *ending.warnings],
+        )
