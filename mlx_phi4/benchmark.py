@@ -316,7 +316,7 @@ def describe(found: list[Measured], where: dict) -> str:
     return "\n".join(lines)
 
 
-@click.command()
+@click.command(name="mlx_phi4.benchmark")
 @click.option("--model", required=True, help="Checkpoint folder or hub id.")
 @click.option("--mode", type=click.Choice([*MODES, "all"]), default="all", show_default=True, help="What to measure.")
 @click.option("--prompt-tokens", default=512, show_default=True, help="Tokens of the prompt, media included.")

@@ -36,7 +36,7 @@ def cache_prompt(
     return cache
 
 
-@click.command()
+@click.command(name="mlx_phi4.cache_prompt")
 @click.option("--model", required=True, help="Checkpoint folder or hub id.")
 @click.option("--prompt", "-p", help="How the user's turn begins; '-' reads standard input.")
 @click.option("--system", help="A system message in front.")

@@ -204,7 +204,7 @@ def chat(
     Repl(talk, hide_thinking=hide_thinking, stats=stats, quiet=quiet).run()
 
 
-@click.command(context_settings={"default_map": {"max_tokens": MAX_TOKENS}})
+@click.command(name="mlx_phi4.chat", context_settings={"default_map": {"max_tokens": MAX_TOKENS}})
 @click.option("--model", required=True, help="Checkpoint folder or hub id.")
 @click.option("--system", help="A system message in front.")
 @click.option("--image", "images", multiple=True, help="A picture for the first turn; repeatable.")

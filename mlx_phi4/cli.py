@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from pathlib import Path
 
 import click
 
@@ -101,9 +102,14 @@ def run(command: click.Command) -> None:
 
 
 def _prepare_output() -> None:
-    """Let any text be printed, whatever the terminal's encoding, and a closed stdout be an error like others."""
+    """Let any text be printed, whatever the terminal's encoding, and a closed stdout be an error like others.
+
+    A closed standard input is an empty one: MLX takes a file that gets its number, 0, for one that cannot be opened.
+    """
     if sys.stdout is None:
         raise OSError(errno.EBADF, "standard output is closed")
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open()  # noqa: SIM115, for as long as the program runs
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
 

@@ -149,7 +149,7 @@ def _progress(what: str, total: int, quiet: bool) -> Iterator[Callable[[int], No
             bar.close()
 
 
-@click.command()
+@click.command(name="mlx_phi4.convert")
 @click.option("--model", "--hf-path", help="Folder or hub id of the weights to convert.")
 @click.option("--mlx-path", default="mlx_model", show_default=True, help="Folder to write, or to verify.")
 @click.option("-q", "--quantize/--no-quantize", default=True, help="Quantize (the default), or only rewrite.")

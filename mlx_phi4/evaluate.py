@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -133,8 +134,15 @@ def _finite(value: Any) -> Any:
 
 def _check_json(path: str | None) -> None:
     """Find out before any work whether there is a place for the results."""
-    if path not in (None, "-") and not Path(path).absolute().parent.is_dir():
+    if path in (None, "-"):
+        return
+    folder = Path(path).absolute().parent
+    if Path(path).is_dir():
+        raise Phi4Error(f"{path}: is a folder, expected a file for the results")
+    if not folder.is_dir():
         raise Phi4Error(f"{path}: its folder does not exist")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise Phi4Error(f"{path}: no permission to write in its folder")
 
 
 def _report(lines: Iterable[str], values: dict, json_path: str | None, failures: Iterable[str] = ()) -> None:
@@ -144,12 +152,18 @@ def _report(lines: Iterable[str], values: dict, json_path: str | None, failures:
         click.echo(f"error: {' '.join(failure.split())}", err=True)
     if json_path is not None:
         text = json.dumps(_finite(values), ensure_ascii=False, allow_nan=False, indent=1, default=str)
+    unwritten = None
     if json_path == "-":
         lines = [text]
     elif json_path is not None:
-        _write(Path(json_path), f"{text}\n")
+        try:
+            _write(Path(json_path), f"{text}\n")
+        except OSError as error:  # a full disk must not cost the summary of hours of work, too
+            unwritten = Phi4Error(f"{json_path}: {error.strerror or error}")
     for line in lines:
         click.echo(line)
+    if unwritten is not None:
+        raise unwritten
     if failures:
         raise click.exceptions.Exit(1)
 

@@ -175,7 +175,7 @@ def read_prompt(prompt: str | None) -> str:
         raise PromptError(f"standard input is not UTF-8 text: {error}") from None
 
 
-@click.command()
+@click.command(name="mlx_phi4.generate")
 @click.option("--model", required=True, help="Checkpoint folder or hub id.")
 @click.option("--prompt", "-p", help="The user's turn; '-' reads standard input.")
 @click.option("--system", help="A system message in front.")

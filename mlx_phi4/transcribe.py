@@ -93,7 +93,7 @@ def _numbers(given: str) -> tuple[float, ...]:
         raise Phi4Error(f"temperatures are {given!r}, expected numbers such as 0,0.2,0.4") from None
 
 
-@click.command()
+@click.command(name="mlx_phi4.transcribe")
 @click.argument("sources", nargs=-1, required=True, metavar="FILE|FOLDER|-...")
 @click.option("--model", default=MODEL, show_default=True, help="Checkpoint folder or hub id.")
 @click.option("--task", type=click.Choice(TASKS), default="transcribe", show_default=True, help="What to do.")

@@ -1,5 +1,6 @@
 """Evaluation: rates and answers that can be counted by hand, and the command on a model of noise."""
 
+import errno
 import json
 import math
 import sys
@@ -205,6 +206,18 @@ def test_json_on_standard_output_is_all_there_is(recordings, checkpoint, run_com
     assert json.loads(out)["scored"] == 1
     code, out, err = run_command(command, "asr", recordings, "--model", "nowhere", "--json", "gone/scores.json")
     assert (code, out, err) == (2, "", "error: gone/scores.json: its folder does not exist\n")
+    code, out, err = run_command(command, "asr", recordings, "--model", "nowhere", "--json", recordings.parent)
+    assert (code, out) == (2, "") and "is a folder" in err
+
+
+def test_a_full_disk_does_not_cost_the_summary(recordings, checkpoint, run_command, monkeypatch):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mlx_phi4.evaluate._write", full)
+    out_path = recordings.parent / "scores.json"
+    code, out, err = run_command(command, "asr", recordings, "--model", checkpoint(), "--json", out_path, "--limit", 1)
+    assert code == 2 and "word error rate" in out and err == f"error: {out_path}: No space left on device\n"
 
 
 def test_long_recordings_are_transcribed_in_pieces(recordings, loaded, monkeypatch):

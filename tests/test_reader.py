@@ -233,7 +233,7 @@ def renumbered(data, serial):
 def test_absurd_rates_are_refused(rate):
     data = bytearray(encoded(sound(1.0), format="WAV"))
     data[24:28] = struct.pack("<I", rate)
-    assert_refused(bytes(data), f"{rate} Hz" if rate else "audio bytes: is not audio|0 Hz")
+    assert_refused(bytes(data), f" {rate} Hz")
     assert_refused((sound(1.0), rate), f"{rate} Hz")
 
 
@@ -288,13 +288,13 @@ def test_a_named_pipe_is_read(tmp_path):
     writer.join()
 
 
-def container(kind, codec, samples, rate=RATE, picture=False, times=None):
+def container(kind, codec, samples, rate=RATE, picture=False, times=None, layout="mono"):
     """A file of some container, with the sound and (or) a small film in it; times[i]: start of second i."""
     av = pytest.importorskip("av")
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=kind) as out:
         film = out.add_stream("mpeg4", rate=10, width=64, height=64, pix_fmt="yuv420p") if picture else None
-        stream = out.add_stream(codec, rate=rate, layout="mono") if samples is not None else None
+        stream = out.add_stream(codec, rate=rate, layout=layout) if samples is not None else None
         for number in range(20 if picture else 0):
             frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
             frame.pts = number
@@ -342,6 +342,24 @@ def test_containers_without_loss_give_the_same_samples(kind, codec, rate):
 def test_a_film_gives_its_sound():
     samples = sound(4.0)
     assert np.array_equal(read(container("matroska", "flac", samples, picture=True)), read((samples, RATE)))
+
+
+def test_titles_that_are_not_unicode_do_not_matter():
+    """As old programs wrote them."""
+    data = container("matroska", "flac", sound(1.0))
+    assert np.array_equal(read(data.replace(b"Lavf", b"L\xe4vf")), read(data))
+
+
+def test_sound_may_change_from_one_channel_to_two():
+    """As radio does between speech and music."""
+    samples = sound(2.0)
+    data = [container("adts", "aac", samples, layout=layout) for layout in ("mono", "stereo")]
+    assert len(read(b"".join(data))) / 16_000 == pytest.approx(4.0, abs=0.2)
+
+
+def test_sound_of_an_unknown_kind_is_told():
+    data = container("matroska", "flac", sound(1.0)).replace(b"A_FLAC", b"A_NONE")
+    assert_refused(data, "its sound is damaged, or coded in a way that PyAV does not know$")
 
 
 def test_a_film_without_sound_is_told(tmp_path):

@@ -310,6 +310,8 @@ def test_a_summary_of_some_parts(transcribe, asked_clips):
     expected = np.concatenate([source[RATE : 2 * RATE], source[4 * RATE : 5 * RATE]])
     assert np.array_equal(asked_clips[0].clip.features, prepare_clip((expected, RATE)).features)
     assert (segment.start, segment.end) == (1, 5)
+    with pytest.raises(MediaError, match="a clip starts at 60 s, but the recording ends at"):
+        transcribe(source, task="summarize", clip_timestamps="60")
 
 
 def heard(seconds, number=0):

@@ -108,7 +108,7 @@ def test_finished_outputs_are_kept(run, here, batches):
     code, _, err = run("a.wav", "b.wav", "-f", "all", "--model", "/no/such/model", "--overwrite")
     assert code == 2 and Path("a.txt").read_text() == "mine"  # nothing goes before something else is there
     code, _, err = run("a.wav", "b.wav", "-f", "all")
-    assert code == 0 and lines(err)[0] == "a.wav: done before" and Path("a.txt").read_text() == "mine"
+    assert code == 0 and lines(err)[0] == "a.wav: done before; --overwrite does it again" and Path("a.txt").read_text() == "mine"
     Path("a.vtt").unlink()  # as an interruption between two formats leaves it
     assert run("a.wav", "b.wav", "-f", "all")[0] == 0
     assert Path("a.vtt").exists() and Path("a.txt").read_text() == "1 seconds\n"
@@ -120,7 +120,7 @@ def test_what_is_done_before_needs_no_model(run, here, batches):
     record("a.wav")
     run("a.wav")
     code, _, err = run("a.wav", "--model", "/no/such/model")
-    assert code == 0 and lines(err) == ["a.wav: done before", "1 file, 0 done, 1 done before"]
+    assert code == 0 and lines(err) == ["a.wav: done before; --overwrite does it again", "1 file, 0 done, 1 done before"]
 
 
 def test_one_bad_file_stops_no_other(run, here, batches):
@@ -211,7 +211,26 @@ def test_standard_input_goes_to_standard_output(run, here, batches):
     Path("audio.txt").write_text("of another recording")
     assert run("-", "-o", ".", stdin=data)[0] == 0 and Path("audio.txt").read_text() == "1 seconds\n"
     code, out, err = run("-", stdin=b"")
-    assert code == 1 and "is empty" in err
+    assert code == 1 and "error: standard input: is empty\n" in err
+
+
+def test_without_a_standard_input_files_are_read_and_dash_is_empty(checkpoint, here):
+    """As a service is started: a file that got number 0 instead would not be opened by MLX."""
+    record("talk.wav")
+    closed = ["sh", "-c", '"$@" <&-', "sh", *PROGRAM, "--model", str(checkpoint())]
+    done = subprocess.run([*closed, "talk.wav", "-", "-o", "out"], capture_output=True, text=True)
+    assert (done.returncode, files("out")) == (1, ["talk.txt"]), done.stderr
+    assert "error: standard input: is empty\n" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_in_a_folder_is_not_waited_for(here):
+    """A scan of a folder must not hang because nobody ever writes to a pipe in it."""
+    record("in/talk.wav")
+    os.mkfifo("in/pipe.wav")
+    Path("in/gone.wav").symlink_to("nowhere.wav")  # still found, and then told as one that is missing
+    found, problems = find_recordings(["in"])
+    assert [each.path.name for each in found] == ["gone.wav", "talk.wav"] and not problems
 
 
 def test_texts_on_standard_output(run, here, batches):

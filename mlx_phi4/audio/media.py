@@ -62,6 +62,8 @@ class _Media:
             with open_file() as file, self._container(file) as container:
                 if not container.streams.audio:
                     raise MediaError(f"{name}: {'has no sound' if container.streams.video else reason}")
+                if container.streams.audio[0].codec_context is None:
+                    raise MediaError(f"{name}: its sound is damaged, or coded in a way that PyAV does not know")
                 self.rate = container.streams.audio[0].rate or 0
                 self.format = container.format.name.split(",")[0]
                 self.duration = None
@@ -78,7 +80,8 @@ class _Media:
     def _container(file: BinaryIO):
         import av
 
-        return av.open(file, options={"format_whitelist": FORMATS})
+        # titles and comments are not read, so it does not matter if they are not Unicode
+        return av.open(file, options={"format_whitelist": FORMATS}, metadata_errors="replace")
 
     def chunks(self) -> Iterator[np.ndarray]:
         """Yield (samples, channels) float32."""

@@ -72,9 +72,8 @@ class Recording:
 
     def _mono(self) -> Iterator[np.ndarray]:
         position = 0
-        for block in rechunk(self._source.chunks(), BLOCK):
-            with np.errstate(over="ignore", invalid="ignore"):
-                mono = np.ascontiguousarray(block).mean(axis=1) if block.shape[1] > 1 else block[:, 0]
+        # averaged first: in a container the number of channels may change on the way
+        for mono in rechunk(map(_average, self._source.chunks()), BLOCK):
             if not np.isfinite(mono).all():
                 seconds = (position + np.flatnonzero(~np.isfinite(mono))[0]) / self._source.rate
                 raise MediaError(f"{self.name}: holds NaN or infinite samples, the first at {seconds:.3f} s")
@@ -124,6 +123,12 @@ def rechunk(arrays: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
             held, count = [joined[whole:]], count - whole
     if count:
         yield np.concatenate(held)
+
+
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused
+def _average(chunk: np.ndarray) -> np.ndarray:
+    """(samples, channels) -> (samples,)."""
+    return np.ascontiguousarray(chunk).mean(axis=1) if chunk.shape[1] > 1 else chunk[:, 0]
 
 
 def _open_path(source: str | os.PathLike) -> Recording:
@@ -254,7 +259,8 @@ class _Sound:
 
 def _reason(error: Exception) -> str:
     """What libsndfile says, without its ornaments."""
-    return getattr(error, "error_string", str(error)).removeprefix("Error : ").rstrip(".")
+    reason = getattr(error, "error_string", str(error)).removeprefix("Error : ").rstrip(".")
+    return "its header tells 0 Hz or no channels" if "SF_INFO" in reason else reason
 
 
 def _sound_file(file: BinaryIO):

@@ -72,11 +72,12 @@ def pieces(
         raise Phi4Error(f"segment_seconds is {longest:g}, expected 1 to {LONGEST:g}")
     if not 0.05 <= pause <= 60:
         raise Phi4Error(f"pause is {pause:g} seconds, expected 0.05 to 60")
-    _check_clips(clips, recording)
+    check_clips(clips, recording)
     return _pieces(recording, longest, pause, clips)
 
 
-def _check_clips(clips: list[tuple[float, float]] | None, recording: Recording) -> None:
+def check_clips(clips: list[tuple[float, float]] | None, recording: Recording) -> None:
+    """Raise as ``pieces`` does for clips, as far as the recording's header tells."""
     before = 0.0
     for start, end in clips or ():
         if not 0 <= start < end:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import sys
 import threading
 from collections import deque
@@ -59,7 +60,7 @@ class Failure:
     def line(self, name: str) -> str:
         """What is wrong with the recording of this name."""
         if isinstance(self.error, Phi4Error):
-            return str(self.error)
+            return re.sub("^audio bytes", lambda _: name, str(self.error))  # standard input, for one
         if isinstance(self.error, OSError):
             return f"{name}: {self.error.strerror or self.error}"
         return f"{name}: {type(self.error).__name__}: {self.error}"
@@ -98,7 +99,9 @@ def _hear_whole(recording: "Recording", options: Listening) -> Iterator[Heard | 
     import numpy as np
 
     from ..audio.preprocess import Clip, feature_blocks
+    from ..audio.segmentation import check_clips
 
+    check_clips(options.clips, recording)
     part = _Part(recording, options.clips, WHOLE_SECONDS)
     features = np.concatenate(list(feature_blocks(part)))
     yield Heard(options.clips[0][0] if options.clips else 0.0, part.end, Clip(features))

@@ -1,6 +1,7 @@
 """Which recordings are meant, where their texts go, and writing those complete or not at all."""
 
 import os
+import stat
 import string
 import sys
 from collections.abc import Iterable
@@ -91,13 +92,20 @@ def _in_folder(folder: Path, recursive: bool, problems: list[str]) -> list[Found
         found += [
             Found(here / name, here.relative_to(folder))
             for name in sorted(names)
-            if Path(name).suffix.lower() in MEDIA_SUFFIXES and not name.startswith(".")
+            if Path(name).suffix.lower() in MEDIA_SUFFIXES and not name.startswith(".") and not _is_stream(here / name)
         ]
     problems += [f"{error.filename}: {error.strerror}" for error in unreadable]
     if not found and not unreadable:
         advice = "" if recursive else "; --recursive looks into its folders, too"
         problems.append(f"{folder}: holds no recordings{advice}")
     return found
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is a pipe or a device, which a folder may hold and which would be waited for without end."""
+    with suppress(OSError):  # whoever reads it says what is wrong with it
+        return not stat.S_ISREG(path.stat().st_mode)
+    return False
 
 
 def check_formats(format: str, max_line_width: int | None = None) -> tuple[str, ...]:
