@@ -108,7 +108,11 @@ def test_finished_outputs_are_kept(run, here, batches):
     code, _, err = run("a.wav", "b.wav", "-f", "all", "--model", "/no/such/model", "--overwrite")
     assert code == 2 and Path("a.txt").read_text() == "mine"  # nothing goes before something else is there
     code, _, err = run("a.wav", "b.wav", "-f", "all")
-    assert code == 0 and lines(err)[0] == "a.wav: done before; --overwrite does it again" and Path("a.txt").read_text() == "mine"
+    assert (
+        code == 0
+        and lines(err)[0] == "a.wav: done before; --overwrite does it again"
+        and Path("a.txt").read_text() == "mine"
+    )
     Path("a.vtt").unlink()  # as an interruption between two formats leaves it
     assert run("a.wav", "b.wav", "-f", "all")[0] == 0
     assert Path("a.vtt").exists() and Path("a.txt").read_text() == "1 seconds\n"
@@ -120,7 +124,10 @@ def test_what_is_done_before_needs_no_model(run, here, batches):
     record("a.wav")
     run("a.wav")
     code, _, err = run("a.wav", "--model", "/no/such/model")
-    assert code == 0 and lines(err) == ["a.wav: done before; --overwrite does it again", "1 file, 0 done, 1 done before"]
+    assert code == 0 and lines(err) == [
+        "a.wav: done before; --overwrite does it again",
+        "1 file, 0 done, 1 done before",
+    ]
 
 
 def test_one_bad_file_stops_no_other(run, here, batches):
