@@ -10,7 +10,7 @@ from .config import read_json
 from .convert import convert
 from .converted_config import FORMAT
 from .errors import CheckpointError, ConversionError
-from .load import find_folder, hub_config, is_hub_id, local_folder
+from .load import ASSETS, find_folder, hub_config, is_hub_id, local_folder
 from .quantization import Scheme
 from .writer import OtherPlan, exclusive
 
@@ -31,8 +31,9 @@ def model_folder(path_or_hub_id: str | Path, revision: str | None = None, *, qui
 
     A hub id of weights that are quantized already is downloaded and used as it is.
     """
-    if local_folder(path_or_hub_id).is_dir():
-        return local_folder(path_or_hub_id)
+    folder = local_folder(path_or_hub_id)
+    if folder.is_dir() or folder.parent == ASSETS:
+        return folder
     return cached_folder(path_or_hub_id, revision=revision, quiet=quiet)
 
 

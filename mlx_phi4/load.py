@@ -1,6 +1,7 @@
 """From a folder or hub id to a model and its processor."""
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from .tokenizer import Tokenizer
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 BIAS_TABLE = "relative_attention_bias_layer.bias_values.weight"
+ASSETS = Path(__file__).parent / "assets"
+BUILT_IN = ("phi4-tiny",)  # models inside the package; a folder of that name in reach is ./phi4-tiny
+CHECKSUMS = "SHA256SUMS"
 
 
 def load(
@@ -32,7 +36,8 @@ def load(
     """Load what is published, as it is published.
 
     Args:
-        path_or_hub_id: a checkpoint folder, or a hub id (downloaded once, safetensors only).
+        path_or_hub_id: a checkpoint folder, a hub id (downloaded once, safetensors only), or "phi4-tiny", the small
+            trained model inside this package.
         revision: branch, tag or commit of a hub id.
         dtype: float32, float16 or bfloat16 for all weights; None keeps the stored one.
         lazy: read a tensor when it is first needed; False reads all at once.
@@ -68,6 +73,8 @@ def read_checkpoint(folder: Path) -> tuple[Config, list[Shard]]:
 def find_folder(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
     """The local folder of a checkpoint, downloaded if need be. Raises CheckpointError."""
     folder = local_folder(path_or_hub_id)
+    if folder.parent == ASSETS:
+        _check_asset(folder)
     if folder.is_dir():
         return folder
     name = str(path_or_hub_id)
@@ -78,10 +85,27 @@ def find_folder(path_or_hub_id: str | Path, revision: str | None = None) -> Path
 
 def local_folder(path_or_hub_id: str | Path) -> Path:
     """The path that a name stands for, with ``~`` expanded; it need not exist."""
+    if isinstance(path_or_hub_id, str) and path_or_hub_id in BUILT_IN:
+        return ASSETS / path_or_hub_id
     try:
         return Path(path_or_hub_id).expanduser()
     except RuntimeError:  # ~someone, and there is no such user
         return Path(path_or_hub_id)
+
+
+def _check_asset(folder: Path) -> None:
+    """Nobody can have changed a built-in model on purpose: compare its files with their checksums."""
+    for line in _asset_bytes(folder / CHECKSUMS).decode().splitlines():
+        digest, name = line.split()
+        if hashlib.sha256(_asset_bytes(folder / name)).hexdigest() != digest:
+            raise CheckpointError(f"{folder / name}: is damaged; install mlx_phi4 again")
+
+
+def _asset_bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file}: {error.strerror}; install mlx_phi4 again") from None
 
 
 def is_hub_id(name: str) -> bool:

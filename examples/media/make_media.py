@@ -1,48 +1,50 @@
-"""Make the picture and the recording in this folder.
+"""Make the pictures and recordings in this folder: what phi4-tiny was trained for, in ways it never saw.
 
     python examples/media/make_media.py
 
-Needs espeak-ng (Debian and Homebrew have it) for the speech and DejaVu Sans for the lettering.
+Needs what ``examples/phi4_tiny`` needs: its held-out fonts (fonts-liberation) and espeak-ng.
 """
 
-import subprocess
-import tempfile
+import random
+import sys
 from pathlib import Path
 
+import numpy as np
 import soundfile
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw
 
 HERE = Path(__file__).parent
-QUESTION = "What is written on the sail?"
+sys.path.insert(0, str(HERE.parent / "phi4_tiny"))
+
+from data_pictures import draw_shape, draw_text, text_marks  # noqa: E402
+from data_speech import RATE, recording  # noqa: E402
+
+FONT = "LiberationSans-Bold.ttf"
+# name, text, shape, colour (RGB)
+SIGNS = (("sign.png", "7", "star", (38, 84, 205)), ("exit.png", "EXIT", "circle", (226, 37, 37)))
+# name, what is said one after another
+RECORDINGS = (
+    ("command.flac", ["turn on the radio"]),
+    ("question.flac", ["what shape is it"]),
+    ("list.flac", ["four zero seven two", "open the window", "nine one one five three", "stop the music"]),
+)
 
 
-def boat() -> Image.Image:
-    """A sailing boat with a number on its sail, 1200 x 800 pixels."""
-    image = Image.new("RGB", (1200, 800))
-    draw = ImageDraw.Draw(image)
-    for y in range(800):
-        sky, sea = (150 + y // 8, 195 + y // 14, 240), (30, 110 - (y - 520) // 6, 150 - (y - 520) // 8)
-        draw.line([(0, y), (1200, y)], fill=sky if y < 520 else sea)
-    draw.ellipse([960, 70, 1080, 190], fill=(255, 226, 120))
-    for x in range(0, 1200, 90):
-        for y in range(560, 800, 60):
-            left = x + 37 * (y // 60 % 3)
-            draw.arc([left, y, left + 70, y + 24], 200, 340, fill=(150, 200, 220), width=3)
-    draw.polygon([(380, 560), (830, 560), (760, 650), (450, 650)], fill=(150, 60, 40))
-    draw.rectangle([596, 150, 606, 560], fill=(90, 60, 40))
-    draw.polygon([(616, 160), (616, 530), (860, 530)], fill=(250, 248, 240))
-    draw.polygon([(586, 200), (586, 530), (400, 530)], fill=(225, 60, 60))
-    draw.text((640, 400), "42", fill=(30, 30, 60), font=ImageFont.truetype("DejaVuSans-Bold.ttf", 90))
-    return image.filter(ImageFilter.GaussianBlur(0.8))
+def sign(text, shape, color):
+    """A pale board, 448 x 260 pixels, with a number or word on the left and a shape on the right."""
+    picture = Image.new("RGB", (448, 260), (246, 244, 236))
+    marks, _ = text_marks(text, FONT, 52)
+    draw_text(ImageDraw.Draw(picture), marks, FONT, 52, (40, 40, 60), 40, 100)
+    draw_shape(picture, shape, color, 340, 126, 48)
+    return picture
 
 
 def main():
-    boat().save(HERE / "boat.jpg", quality=88)
-    with tempfile.TemporaryDirectory() as folder:
-        wav = Path(folder) / "question.wav"
-        subprocess.run(["espeak-ng", "-v", "en-us", "-s", "150", "-w", str(wav), QUESTION], check=True)
-        samples, rate = soundfile.read(wav)
-    soundfile.write(HERE / "question.flac", samples, rate)
+    for name, text, shape, color in SIGNS:
+        sign(text, shape, color).save(HERE / name, optimize=True)
+    for seed, (name, sentences) in enumerate(RECORDINGS):
+        samples = recording(random.Random(seed), sentences, held_out=True)
+        soundfile.write(HERE / name, np.round(samples * 32768).astype(np.int16), RATE)
 
 
 if __name__ == "__main__":

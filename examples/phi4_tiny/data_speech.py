@@ -48,6 +48,11 @@ def sentence(rng, held_out=False):
             return text
 
 
+def passage(rng):
+    """What a training clip says: mostly one sentence, at times two or three after each other."""
+    return [sentence(rng) for _ in range(rng.choices((1, 2, 3), (80, 14, 6))[0])]
+
+
 def words():
     """Every word that can be spoken, sorted."""
     text = [*DIGIT_WORDS, *COMMAND_VERBS, *COMMAND_OBJECTS, "the"]
@@ -84,20 +89,29 @@ def speak(text, voice, speed, pitch):
     return soxr.resample(samples, rate, RATE, quality="HQ")
 
 
-def recording(rng, text, held_out=False):
-    """``text`` spoken by a random voice, with silence around it and noise behind it.
+def trimmed(samples):
+    """``samples`` without the silence at both ends."""
+    loud = np.flatnonzero(np.abs(samples) > 0.003)
+    return samples[loud[0] : loud[-1] + 1]
 
-    float32 samples at 16 kHz, in -1..1.
+
+def recording(rng, sentences, held_out=False):
+    """``sentences`` spoken by a random voice, with pauses, silence around and noise behind.
+
+    Training clips are played a little faster or slower than spoken, which moves the voice's
+    resonances too: more voices than espeak-ng has. float32 samples at 16 kHz, in -1..1.
     """
     accent = rng.choice(HELD_OUT_ACCENTS if held_out else ACCENTS)
     voice = rng.choice(HELD_OUT_VOICES if held_out else VOICES)
     speed = rng.choice(HELD_OUT_SPEEDS if held_out else SPEEDS)
     pitch = rng.choice(HELD_OUT_PITCHES if held_out else PITCHES)
-    speech = speak(text, f"{accent}+{voice}", speed, pitch)
-    loud = np.flatnonzero(np.abs(speech) > 0.003)
-    speech = speech[loud[0] : loud[-1] + 1]
-    before, after = (round(RATE * rng.uniform(0.05, 0.4)) for _ in range(2))
-    speech = np.pad(speech, (before, after))
+    parts = []
+    for text in sentences:
+        pause = rng.uniform(0.2, 0.9) if parts else rng.uniform(0.05, 0.4)
+        parts += [np.zeros(round(RATE * pause)), trimmed(speak(text, f"{accent}+{voice}", speed, pitch))]
+    speech = np.concatenate([*parts, np.zeros(round(RATE * rng.uniform(0.05, 0.4)))])
+    if not held_out:
+        speech = soxr.resample(speech, RATE * rng.uniform(0.88, 1.14), RATE, quality="HQ")
     speech = speech * (rng.uniform(0.05, 0.16) / np.sqrt(np.mean(speech**2)))
     if held_out or rng.random() < 0.8:
         ratio = rng.uniform(18, 26) if held_out else rng.uniform(12, 40)  # decibels

@@ -97,9 +97,11 @@ def copy(rng, held_out):
     while True:
         style = rng.randrange(3)
         if style == 0:
-            words = [rng.choice(DIGIT_WORDS) for _ in range(rng.randint(2, 6))]
+            words = [rng.choice(DIGIT_WORDS) for _ in range(rng.randint(2, 12))]
         elif style == 1:
-            words = [rng.choice(COMMAND_VERBS), "the", rng.choice(COMMAND_OBJECTS)]
+            words = []
+            for _ in range(rng.choice((1, 1, 2, 3))):
+                words += [rng.choice(COMMAND_VERBS), "the", rng.choice(COMMAND_OBJECTS)]
         else:
             pool = COLORS + SHAPES + SIGN_WORDS + DIGIT_WORDS + COMMAND_OBJECTS
             words = [rng.choice(pool) for _ in range(rng.randint(2, 6))]

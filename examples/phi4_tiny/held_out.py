@@ -42,10 +42,15 @@ def text_items(count):
         yield Item("text", i, asked, None, None, answer)
 
 
-def picture_items(count):
+def scenes(count):
+    """The held-out pictures; written and spoken questions are about the same ones, which saves encoding them twice."""
     rng = random.Random(101)
-    for i in range(count):
-        drawn = scene(rng, held_out=True)
+    return [scene(rng, held_out=True) for _ in range(count)]
+
+
+def picture_items(count):
+    rng = random.Random(104)
+    for i, drawn in enumerate(scenes(count)):
         asked, answer = question(rng, drawn.facts, rng.choice(drawn.questions()))
         yield Item("pictures", i, asked, drawn.picture, None, answer)
 
@@ -54,17 +59,16 @@ def speech_items(count):
     rng = random.Random(102)
     for i in range(count):
         text = sentence(rng, held_out=True)
-        audio = (recording(rng, text, held_out=True), RATE)
+        audio = (recording(rng, [text], held_out=True), RATE)
         yield Item("speech", i, rng.choice(SPEECH_PROMPTS), None, audio, text)
 
 
 def joint_items(count):
     rng = random.Random(103)
-    for i in range(count):
-        drawn = scene(rng, held_out=True)
+    for i, drawn in enumerate(scenes(count)):
         kind = rng.choice(drawn.questions())
         asked = spoken(rng.choice(PICTURE_QUESTIONS[kind]))
-        audio = (recording(rng, asked, held_out=True), RATE)
+        audio = (recording(rng, [asked], held_out=True), RATE)
         yield Item("joint", i, "", drawn.picture, audio, answer_about(drawn.facts, kind))
 
 

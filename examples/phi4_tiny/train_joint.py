@@ -23,7 +23,7 @@ from training import Trainer, answer_ids, current_model, done, keep_part, log, n
 from vocabulary import PICTURE_QUESTIONS, spoken
 
 GOAL = 0.90  # share of exact answers on held-out items below which the LoRA is tuned too
-PROJECTOR_STEPS, LORA_STEPS, BATCH, QUESTIONS = 400, 800, 6, 4
+PROJECTOR_STEPS, LORA_STEPS, BATCH, QUESTIONS = 200, 800, 6, 4
 SHORT_TEXT = "Answer the question."
 KIND_OF = {spoken(q): kind for kind, asked in PICTURE_QUESTIONS.items() for q in asked}
 
@@ -42,7 +42,7 @@ class Joint:
 
     def __init__(self, work, model, tokenizer, held_out=False):
         self.model, self.tokenizer = model, tokenizer
-        self.tokens, self.marks, self.facts = pictures(work, model, held_out)
+        self.tokens, self.marks, self.facts = pictures(work, held_out)
         self.states, texts = heard(work, model, held_out)
         self.clips = spoken_questions(texts)
         self.order = sorted(range(len(self.tokens)), key=lambda i: len(self.tokens[i]))

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data_speech import RATE, recording, sentence, words
+from data_speech import RATE, passage, recording, sentence, words
 from modeling import AUDIO as SIZES
 from packing import exact_answers, pack, packed_loss, sound_tokens
 from quantization import quantized
-from speech_encoder import encode
+from speech_encoder import encode, start_local
 from tokenizer import ASSISTANT, AUDIO, END, USER
 from torch import nn
 from torch.nn import functional as F
@@ -17,10 +17,10 @@ from training import Trainer, answer_ids, current_model, done, keep_part, log, n
 from transformers.models.phi4_multimodal import Phi4MultimodalFeatureExtractor
 from vocabulary import SPEECH_PROMPTS
 
-CLIPS, HELD_OUT_CLIPS = 5000, 200
-CTC_STEPS, CTC_BATCH = 10000, 32
-HIDE_FROM = 3000  # step from which parts of the frames are hidden: before, words do not align
-PROJECTOR_STEPS, LORA_STEPS, BATCH = 150, 2500, 24
+CLIPS, HELD_OUT_CLIPS = 8000, 200
+CTC_STEPS, CTC_BATCH = 6000, 32
+HIDE_FROM = 800  # step from which parts of the frames are hidden: before, words do not align
+PROJECTOR_STEPS, LORA_STEPS, BATCH = 150, 7000, 24
 
 
 def clips(work, held_out=False):
@@ -32,8 +32,9 @@ def clips(work, held_out=False):
         rng = random.Random(f"{name} 0")
         frames, texts = [], []
         for _ in range(HELD_OUT_CLIPS if held_out else CLIPS):
-            texts.append(sentence(rng, held_out))
-            wave = recording(rng, texts[-1], held_out)
+            said = [sentence(rng, held_out=True)] if held_out else passage(rng)
+            texts.append(" ".join(said))
+            wave = recording(rng, said, held_out)
             out = extractor(wave, sampling_rate=RATE, return_tensors="pt")
             frames.append(out["audio_input_features"][0].half())
         torch.save({"frames": frames, "texts": texts}, file)
@@ -107,6 +108,7 @@ def run_encoder(work, tokenizer):
     every = torch.cat([f.float() for f in frames])
     encoder.encoder_embedding.global_mean.copy_(every.mean(0))
     encoder.encoder_embedding.global_invstd.copy_(1 / every.std(0))
+    start_local(encoder)
     index = {word: i + 1 for i, word in enumerate(words())}
     model.ctc = head = nn.Linear(SIZES["width"], len(index) + 1)
     order = sorted(range(len(frames)), key=lambda i: len(frames[i]))
@@ -151,6 +153,12 @@ def speech_row(tokenizer, states, text, prompt):
     return tokenizer.encode(USER).ids, [(question, answer_ids(tokenizer, text))]
 
 
+def joined(rng, picked):
+    """The clips in groups of one to four, alike in a batch: long recordings hold more than one sentence in a piece."""
+    count = rng.choices((1, 2, 3, 4), (50, 26, 14, 10))[0]
+    return [picked[i : i + count] for i in range(0, len(picked), count)]
+
+
 def check(work, model, tokenizer):
     """Share of exact transcripts on held-out clips, exact and with the base rounded to 4 bits."""
     states, texts = heard(work, model, held_out=True)
@@ -178,8 +186,10 @@ def run_language(work, tokenizer):
     def step_loss(step, rng):
         use(model, "speech")
         picked = similar(rng, order, BATCH)
-        rows = [speech_row(tokenizer, states[i], texts[i], rng.choice(SPEECH_PROMPTS))
-                for i in picked]  # fmt: skip
+        rows = []
+        for clips in joined(rng, picked):
+            said, text = torch.cat([states[i] for i in clips]), " ".join(texts[i] for i in clips)
+            rows.append(speech_row(tokenizer, said, text, rng.choice(SPEECH_PROMPTS)))
         sounds = sound_tokens(audio, torch.cat([states[i] for i in picked]), "speech")
         return packed_loss(model, tokenizer, pack(tokenizer, rows), sounds=sounds)
 

@@ -5,9 +5,11 @@ are trained, then these with the vision LoRA.
 """
 
 import random
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import tokenizer
 import torch
 from data_pictures import question, scene
 from packing import exact_answers, pack, packed_loss, picture_tokens
@@ -17,8 +19,9 @@ from training import Trainer, answer_ids, current_model, done, keep_part, log, n
 from transformers.models.phi4_multimodal import Phi4MultimodalImageProcessor
 from vision_encoder import PATCH, encode, grid_positions
 
-PICTURES, HELD_OUT_PICTURES = 4000, 200
-PROJECTOR_STEPS, LORA_STEPS, BATCH, QUESTIONS = 100, 3000, 6, 4
+PICTURES, HELD_OUT_PICTURES = 6000, 200
+PARTS = 2  # processes that draw and encode them
+PROJECTOR_STEPS, LORA_STEPS, BATCH, QUESTIONS = 100, 2700, 6, 4
 ROW_END, GLOBAL_START = 1, 2
 
 
@@ -75,30 +78,38 @@ def features_of(tower, processor, picture):
     return tokens.bfloat16(), marks
 
 
-def pictures(work, model=None, held_out=False):
-    """Features, separators and facts of every picture: computed once and kept."""
+def encoded(work, name, count, held_out):
+    """Draw ``count`` pictures and encode them; ``name`` seeds the drawing. One process's work."""
+    torch.set_num_threads(1)
+    tower = current_model(work, tokenizer.build()).model.embed_tokens_extend.image_embed.img_processor
+    processor, rng, found = Phi4MultimodalImageProcessor(), random.Random(f"{name} 0"), []
+    for _ in range(count):
+        drawn = scene(rng, held_out)
+        # as arrays: a process gives tensors back through shared memory, a file for each
+        token, mark = features_of(tower, processor, drawn.picture)
+        found.append((token.float().numpy(), mark.numpy(), drawn.facts))
+    return found
+
+
+def pictures(work, held_out=False):
+    """Features, separators and facts of every picture: computed once, by several processes, and kept."""
     file = Path(work) / ("pictures_held_out.pt" if held_out else "pictures.pt")
     if not file.exists():
-        tower = model.model.embed_tokens_extend.image_embed.img_processor
-        processor = Phi4MultimodalImageProcessor()
-        rng = random.Random(f"{file.stem} 0")
-        tokens, marks, facts = [], [], []
-        for _ in range(HELD_OUT_PICTURES if held_out else PICTURES):
-            drawn = scene(rng, held_out)
-            token, mark = features_of(tower, processor, drawn.picture)
-            tokens.append(token)
-            marks.append(mark)
-            facts.append(drawn.facts)
-        torch.save({"tokens": tokens, "marks": marks, "facts": facts}, file)
+        share = (HELD_OUT_PICTURES if held_out else PICTURES) // PARTS
+        calls = [(work, f"{file.stem} {part}", share, held_out) for part in range(PARTS)]
+        with get_context("spawn").Pool(PARTS) as pool:
+            found = [each for part in pool.starmap(encoded, calls) for each in part]
+        tokens, marks, facts = zip(*found, strict=True)
+        tokens = [torch.from_numpy(token).bfloat16() for token in tokens]
+        torch.save({"tokens": tokens, "marks": [*map(torch.from_numpy, marks)], "facts": list(facts)}, file)
     data = torch.load(file)
     return data["tokens"], data["marks"], data["facts"]
 
 
 def run_cache(work, tokenizer):
     """Draw and encode all pictures."""
-    model = current_model(work, tokenizer)
     for held_out in (True, False):
-        pictures(work, model, held_out)
+        pictures(work, held_out)
 
 
 def kinds(facts):
@@ -157,7 +168,7 @@ def run_language(work, tokenizer):
     if done(work, "3_read"):
         return
     model = current_model(work, tokenizer)
-    tokens, marks, facts = pictures(work, model)
+    tokens, marks, facts = pictures(work)
     image = model.model.embed_tokens_extend.image_embed
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
 

@@ -16,11 +16,12 @@ from modeling import VISION
 from torch import nn
 from torch.nn import functional as F
 from training import Trainer, additive, current_model, done, keep_part, log, named
+from vision_start import start_local
 from vocabulary import COLORS, SHAPES
 
 PATCH, SIDE, CELL = 14, 32, 28  # pixels, patches of a crop's side, pixels of a pooled cell
-WINDOW, BATCH, WINDOW_STEPS = 10, 64, 5000
-CROP_BATCH, CROP_STEPS = 4, 2000
+WINDOW, BATCH, WINDOW_STEPS = 10, 64, 4000
+CROP_BATCH, CROP_STEPS = 4, 3200
 CANVASES, HELD_OUT_CANVASES = 1600, 60
 NOISE = torch.randn(5_000_000)  # drawn once: drawing costs more than the encoder's products
 USED_LAYERS = VISION["num_hidden_layers"] - 1
@@ -187,6 +188,7 @@ def run(work, tokenizer):
         return
     model = current_model(work, tokenizer)
     tower = model.model.embed_tokens_extend.image_embed.img_processor
+    start_local(tower, USED_LAYERS)
     model.heads = heads = Heads(VISION["hidden_size"])
     pixels, marks = canvases(work)
     unused = f"layers.{USED_LAYERS}."
@@ -207,7 +209,7 @@ def run(work, tokenizer):
     first = Trainer(work, "2_see_windows", model, train, WINDOW_STEPS, 2.5e-3, warmup=100)
     first.run(windows, check=lambda: check(tower, heads, work))
     model.set_attn_implementation("sdpa")
-    second = Trainer(work, "2_see_crops", model, train, CROP_STEPS, 7e-4)
+    second = Trainer(work, "2_see_crops", model, train, CROP_STEPS, 1.5e-3)
     second.run(crops, check=lambda: check(tower, heads, work))
     log(work, "2_see", seconds=round(first.seconds + second.seconds))
     keep_part(work, "2_see", model, [n for n, _ in pairs])
