@@ -110,7 +110,7 @@ def test_finished_outputs_are_kept(run, here, batches):
     code, _, err = run("a.wav", "b.wav", "-f", "all")
     assert (
         code == 0
-        and lines(err)[0] == "a.wav: done before; --overwrite does it again"
+        and lines(err)[0] == "a.wav: done before (--overwrite does it again)"
         and Path("a.txt").read_text() == "mine"
     )
     Path("a.vtt").unlink()  # as an interruption between two formats leaves it
@@ -125,7 +125,7 @@ def test_what_is_done_before_needs_no_model(run, here, batches):
     run("a.wav")
     code, _, err = run("a.wav", "--model", "/no/such/model")
     assert code == 0 and lines(err) == [
-        "a.wav: done before; --overwrite does it again",
+        "a.wav: done before (--overwrite does it again)",
         "1 file, 0 done, 1 done before",
     ]
 

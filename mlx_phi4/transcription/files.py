@@ -146,7 +146,7 @@ def _announce(problems: list[str], before: list[Job], warnings: Sequence[str], s
     for line in problems:
         show.fail(line)
     for job in before:
-        show.note(f"{job.found.name}: done before; --overwrite does it again")
+        show.note(f"{job.found.name}: done before (--overwrite does it again)")
     for warning in warnings:
         show.warn(warning)
 
