@@ -128,7 +128,8 @@ class Config:
     """All that is known of a checkpoint before its tensors are looked at.
 
     ``layout`` is ``microsoft``, ``transformers``, ``text`` or ``mlx_phi4`` (written by this
-    package). ``quantization`` is the ecosystem's table from ``config.json``, or None.
+    package). ``quantization`` is the ecosystem's table from ``config.json``, or None. ``transcription`` says how
+    recordings are best cut for this model: ``segment_seconds`` and ``pause``, where they are not the usual ones.
     """
 
     layout: str
@@ -139,6 +140,7 @@ class Config:
     quantization: dict | None = None
     image_token_id: int | None = None
     audio_token_id: int | None = None
+    transcription: dict[str, float] = field(default_factory=dict)
 
     @property
     def multimodal(self) -> bool:
@@ -165,6 +167,7 @@ class Config:
             return cls(
                 decoder=read_decoder(raw),
                 quantization=raw.get("quantization") or raw.get("quantization_config"),
+                transcription={name: float(value) for name, value in (raw.get("transcription") or {}).items()},
                 **READERS[model_type](raw, folder),
             )
         except ConfigError:

@@ -31,7 +31,7 @@ def transcribe(
     to: str | None = None,
     prompt: str | None = None,
     context: str | None = None,
-    segment_seconds: float = 30.0,
+    segment_seconds: float | None = None,
     batch_size: int = 8,
     clip_timestamps: str | list | None = None,
     progress: Callable[[float], None] | None = None,
@@ -46,7 +46,7 @@ def transcribe(
         to: language of a translation by English name or code; None is English.
         prompt: used instead of the task's own.
         context: names and terms that may occur.
-        segment_seconds: longest piece that is decoded at once, at most 40.
+        segment_seconds: longest piece that is decoded at once, at most 40; None is the model's own limit, usually 30.
         batch_size: pieces decoded together; it changes the speed, not the text.
         clip_timestamps: parts of the recording: "start,end,..." in seconds or mm:ss, or a list of numbers or pairs.
         progress: told the seconds of the recording that are decoded.
@@ -114,8 +114,8 @@ def _numbers(given: str) -> tuple[float, ...]:
 @click.option("--max-line-width", type=int, help="Characters of a line in srt and vtt.")
 @click.option("--overwrite", is_flag=True, help="Do again what was done before.")
 @click.option("--recursive", "-r", is_flag=True, help="Look into the folders of folders.")
-@click.option("--segment-seconds", default=30.0, show_default=True, help="Longest piece, at most 40.")
-@click.option("--pause", default=0.5, show_default=True, help="Least silence in seconds between pieces.")
+@click.option("--segment-seconds", type=float, help="Longest piece, at most 40.  [default: usually 30]")
+@click.option("--pause", type=float, help="Least silence in seconds between pieces.  [default: usually 0.5]")
 @click.option("--clip-timestamps", metavar="START,END,...", help="Parts to hear, in seconds or mm:ss.")
 @click.option("--batch-size", default=8, show_default=True, help="Pieces decoded together, of all files.")
 @click.option("--max-tokens", "-m", type=int, help="Most tokens of an answer.  [default: by the piece's length]")

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Phi4Error
@@ -17,7 +17,9 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
     import numpy as np
 
     from ..audio.reader import Recording
+    from ..config import Config
 
+SEGMENT_SECONDS, PAUSE = 30.0, 0.5
 WHOLE_SECONDS = 1800.0  # the longest recordings that the model was trained to summarize
 
 
@@ -29,18 +31,24 @@ class Listening:
     parts to read as pairs of seconds (None: all), ``whole`` takes everything as one piece, up to 30 minutes.
     """
 
-    segment_seconds: float = 30.0
-    pause: float = 0.5
+    segment_seconds: float | None = None
+    pause: float | None = None
     clips: list[tuple[float, float]] | None = None
     whole: bool = False
 
     def __post_init__(self):
-        if not 1 <= self.segment_seconds <= LONGEST:
+        if self.segment_seconds is not None and not 1 <= self.segment_seconds <= LONGEST:
             raise Phi4Error(
                 f"segment_seconds is {self.segment_seconds:g}, expected 1 to {LONGEST:g} (the encoder's own window)"
             )
-        if not 0.05 <= self.pause <= 60:
+        if self.pause is not None and not 0.05 <= self.pause <= 60:
             raise Phi4Error(f"pause is {self.pause:g}, expected 0.05 to 60 seconds")
+
+    def suited_to(self, config: "Config") -> "Listening":
+        """With what the model's ``config.json`` says, or the usual, where nothing was asked for."""
+        usual = {"segment_seconds": SEGMENT_SECONDS, "pause": PAUSE} | config.transcription
+        open_fields = [name for name in ("segment_seconds", "pause") if getattr(self, name) is None]
+        return replace(self, **{name: usual[name] for name in open_fields})
 
 
 @dataclass(frozen=True)

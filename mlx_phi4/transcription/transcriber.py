@@ -25,8 +25,8 @@ class Transcriber:
         to: language of a translation by English name or code; None is English.
         prompt: used instead of the task's own.
         context: names and terms that may occur, added to the prompt.
-        segment_seconds: longest piece, at most 40.
-        pause: least silence in seconds that is left out between pieces.
+        segment_seconds: longest piece, at most 40; None is the model's own limit, usually 30.
+        pause: least silence in seconds that is left out between pieces; None is the model's own, usually 0.5.
         clip_timestamps: parts of the recording, see ``tasks.parse_clips``; None is all.
         batch_size, max_tokens, temperatures, compression_ratio_threshold, logprob_threshold, seed: see
             ``decoding.DecodingOptions``.
@@ -42,8 +42,8 @@ class Transcriber:
         to: str | None = None,
         prompt: str | None = None,
         context: str | None = None,
-        segment_seconds: float = 30.0,
-        pause: float = 0.5,
+        segment_seconds: float | None = None,
+        pause: float | None = None,
         clip_timestamps: str | list | None = None,
         batch_size: int = 8,
         max_tokens: int | None = None,
@@ -82,7 +82,8 @@ class Transcriber:
             progress: told a source's index and the seconds of it that are decoded.
         """
         decoder = SegmentDecoder(model, processor, self.question, self.decoding)
-        streams = [partial(hear, source, self.listening) for source in sources]
+        listening = self.listening.suited_to(processor.config)
+        streams = [partial(hear, source, listening) for source in sources]
         segments: dict[int, list[Segment]] = {}
         with closing(read_ahead(streams, jobs, self.decoding.batch_size * LONGEST)) as heard:
             for index, item in decoder(heard):
