@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 
-import mlx_phi4.transcribe
+import mlx_phi4
 from mlx_phi4 import engine, kept_model
 from mlx_phi4.audio.preprocess import Clip, prepare_clip
 from mlx_phi4.errors import MediaError, Phi4Error
 from mlx_phi4.generate import GenerationResponse
+from mlx_phi4.transcribe import transcribe as library_function
 from mlx_phi4.transcription import hearing
 from mlx_phi4.transcription.decoding import DecodingOptions, Heard, SegmentDecoder, compression_ratio
 from mlx_phi4.transcription.tasks import TASKS, language_name, make_question, parse_clips, split_answer
@@ -40,7 +41,7 @@ def transcribe(loaded):
     model, processor = loaded()
 
     def run(source, **options):
-        return mlx_phi4.transcribe.transcribe(source, model, processor=processor, **options)
+        return library_function(source, model, processor=processor, **options)
 
     return run
 
@@ -401,18 +402,18 @@ def test_what_goes_wrong_while_reading_is_raised(transcribe, tmp_path):
 )
 def test_bad_values_are_refused_before_a_model_is_loaded(options, message):
     with pytest.raises(Phi4Error, match=message) as caught:
-        mlx_phi4.transcribe.transcribe("talk.wav", "/no/such/model", **options)
+        library_function("talk.wav", "/no/such/model", **options)
     assert "\n" not in str(caught.value)
 
 
 def test_models_that_cannot_hear(loaded):
     model, processor = loaded("text")
     with pytest.raises(Phi4Error, match="text-only"):
-        mlx_phi4.transcribe.transcribe(tones([0.3]), model, processor=processor)
+        library_function(tones([0.3]), model, processor=processor)
     with pytest.raises(Phi4Error, match="needs its processor"):
-        mlx_phi4.transcribe.transcribe(tones([0.3]), model)
+        library_function(tones([0.3]), model)
     with pytest.raises(Phi4Error, match="no such model folder"):
-        mlx_phi4.transcribe.transcribe(tones([0.3]), "/no/such/model")
+        library_function(tones([0.3]), "/no/such/model")
 
 
 def test_the_last_model_stays_loaded(checkpoint, monkeypatch):
@@ -435,7 +436,7 @@ def test_the_module_is_callable_and_help_is_light():
 
 def test_options_of_decoding_are_documented_where_they_are_passed_on():
     """``transcribe`` names the keywords that it hands to ``Transcriber``; a new one must not be forgotten."""
-    named = mlx_phi4.transcribe.transcribe.__doc__
+    named = library_function.__doc__
     assert all(field.name in named for field in dataclasses.fields(DecodingOptions))
 
 
