@@ -29,6 +29,18 @@ def read_sentences(folder, count):
     return found, rate
 
 
+def clean_sentences(count):
+    """(samples, transcript) by held-out voices without noise, and their rate; needs espeak-ng."""
+    from data_speech import HELD_OUT_ACCENTS, HELD_OUT_SPEEDS, HELD_OUT_VOICES, RATE, sentence, speak
+
+    rng, found = random.Random(77), []
+    for _ in range(count):
+        text = sentence(rng, held_out=True)
+        voice = f"{rng.choice(HELD_OUT_ACCENTS)}+{rng.choice(HELD_OUT_VOICES)}"
+        found.append((speak(text, voice, rng.choice(HELD_OUT_SPEEDS), 50).astype(np.float32), text))
+    return found, RATE
+
+
 def one_after_another(sentences, rate):
     """All sentences as one recording."""
     rng, parts = random.Random(0), []
@@ -39,13 +51,13 @@ def one_after_another(sentences, rate):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--items", required=True, help="folder that held_out.py wrote")
+    parser.add_argument("--items", help="folder that held_out.py wrote; without it, clean sentences are made")
     parser.add_argument("--model", default="phi4-tiny")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--count", type=int, default=200)
     options = parser.parse_args()
     model, processor = load(options.model, dtype=options.dtype)
-    sentences, rate = read_sentences(options.items, options.count)
+    sentences, rate = read_sentences(options.items, options.count) if options.items else clean_sentences(options.count)
     said = [text for _, text in sentences]
     long = transcribe((one_after_another(sentences, rate), rate), model, processor=processor)
     alone = [transcribe((samples, rate), model, processor=processor).text for samples, _ in sentences]
