@@ -32,7 +32,7 @@ def model_folder(path_or_hub_id: str | Path, revision: str | None = None, *, qui
     A hub id of weights that are quantized already is downloaded and used as it is.
     """
     folder = local_folder(path_or_hub_id)
-    if folder.is_dir() or folder.parent == ASSETS:
+    if folder.is_dir():
         return folder
     return cached_folder(path_or_hub_id, revision=revision, quiet=quiet)
 
@@ -57,6 +57,8 @@ def cached_folder(
     """
     wanted = Scheme.of(BITS if bits is None else bits)
     folder = local_folder(path_or_hub_id)
+    if folder.parent == ASSETS:
+        find_folder(folder)  # a built-in model is never asked of the hub: this says which file is missing
     local = folder.is_dir()
     try:
         config = folder / "config.json" if local else _hub_config(str(path_or_hub_id), revision)

@@ -1,6 +1,7 @@
 """The small trained model inside the package: every mode from file to right answer."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,13 @@ def test_a_missing_asset_is_one_line_that_names_the_file(run_command, broken, na
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert str(broken / name) in err
+
+
+@pytest.mark.parametrize("quantize", [None, 4])
+def test_a_model_missing_as_a_whole_is_not_looked_for_on_the_hub(broken, quantize):
+    shutil.rmtree(broken)
+    with pytest.raises(CheckpointError, match=re.escape(str(broken / "SHA256SUMS"))):
+        load("phi4-tiny", quantize=quantize)
 
 
 def test_a_damaged_asset_is_one_line_that_names_the_file(run_command, broken):

@@ -430,6 +430,7 @@ def test_the_module_is_callable_and_help_is_light():
         "heavy = {'torch', 'transformers', 'mlx_lm', 'mlx', 'numpy', 'soundfile', 'av'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "try: mlx_phi4.transcribe()\nexcept TypeError as error: assert 'source' in str(error)\n"
+        "else: raise AssertionError('called without a source')\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 

@@ -190,7 +190,7 @@ def letter_height(rng, held_out):
 def printed_text(rng):
     """``(kind, text)``: a number of one digit, or a word.
 
-    Of longer numbers the model reads the right digits in the wrong order; the letters of a word tell it anyway.
+    Of longer numbers the model names the digits in the wrong order; the letters of a word tell it in any order.
     """
     return ("word", rng.choice(SIGN_WORDS)) if rng.random() < 0.45 else ("number", str(rng.randrange(10)))
 

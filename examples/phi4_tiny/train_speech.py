@@ -187,8 +187,8 @@ def run_language(work, tokenizer):
         use(model, "speech")
         picked = similar(rng, order, BATCH)
         rows = []
-        for clips in joined(rng, picked):
-            said, text = torch.cat([states[i] for i in clips]), " ".join(texts[i] for i in clips)
+        for group in joined(rng, picked):
+            said, text = torch.cat([states[i] for i in group]), " ".join(texts[i] for i in group)
             rows.append(speech_row(tokenizer, said, text, rng.choice(SPEECH_PROMPTS)))
         sounds = sound_tokens(audio, torch.cat([states[i] for i in picked]), "speech")
         return packed_loss(model, tokenizer, pack(tokenizer, rows), sounds=sounds)
