@@ -22,9 +22,9 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_phi4 import load
-from mlx_phi4.convert import convert
-from mlx_phi4.published import Sizes
-from mlx_phi4.random_checkpoint import write_random_checkpoint
+from mlx_phi4.converter.convert import convert
+from mlx_phi4.synthetic.published import Sizes
+from mlx_phi4.synthetic.random_checkpoint import write_random_checkpoint
 
 WIDE_AS_PUBLISHED = Sizes(layers=2, vocab=8192, vision_layers=3, audio_blocks=2)
 TEXT = "The harbour was quiet, and between seven stones the northern river measured its own paper window."

@@ -26,13 +26,13 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_phi4 import Inputs, Mode, Request, load
-from mlx_phi4.benchmark import machine, weight_bytes
-from mlx_phi4.convert import convert
-from mlx_phi4.engine import EngineOptions, Generation, RowOptions
-from mlx_phi4.published import Sizes
-from mlx_phi4.random_checkpoint import write_random_checkpoint
-from mlx_phi4.sampling import Sampling
-from mlx_phi4.state import DecodeState
+from mlx_phi4.converter.convert import convert
+from mlx_phi4.decoder.state import DecodeState
+from mlx_phi4.evaluation.speed import machine, weight_bytes
+from mlx_phi4.generation.batch import EngineOptions, Generation, RowOptions
+from mlx_phi4.generation.sampling import Sampling
+from mlx_phi4.synthetic.published import Sizes
+from mlx_phi4.synthetic.random_checkpoint import write_random_checkpoint
 
 ENCODERS = {
     "vision_hidden": 64, "vision_mlp": 128, "vision_layers": 2, "vision_heads": 4,

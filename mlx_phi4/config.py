@@ -158,7 +158,7 @@ class Config:
     @classmethod
     def from_dict(cls, raw: dict, folder: Path | None = None) -> "Config":
         """Build from a published dictionary; ``folder`` holds the adapters of layout 2."""
-        from .config_readers import READERS, read_decoder
+        from .checkpoint.config_readers import READERS, read_decoder
 
         model_type = raw.get("model_type")
         if not isinstance(model_type, str) or model_type not in READERS:

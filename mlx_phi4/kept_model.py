@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from .errors import Phi4Error
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
+    from .inputs.processor import Processor
     from .model import Phi4
-    from .processor import Processor
 
 _kept: dict[Path, tuple] = {}
 
@@ -25,8 +25,8 @@ def model_and_processor(
         return model, processor
     if processor is not None:
         raise Phi4Error(f"a processor goes with a loaded model, not with {str(model)!r}")
-    from .cache import model_folder
-    from .load import load
+    from .converter.first_use import model_folder
+    from .loading import load
 
     folder = model_folder(model, quiet=quiet).resolve()
     if folder not in _kept:

@@ -3,15 +3,15 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from .adapters import ROUTES, Mode
 from .audio.encoder import AudioEncoder
 from .audio.preprocess import Clip
 from .audio.projector import AudioProjector
 from .config import Config
-from .decoder import Decoder
-from .media_cache import MediaCache
-from .processor import Inputs
-from .state import DecodeState
+from .decoder.adapters import ROUTES, Mode
+from .decoder.decoder import Decoder
+from .decoder.state import DecodeState
+from .generation.media_cache import MediaCache
+from .inputs.processor import Inputs
 from .vision.encoder import VisionEncoder
 from .vision.preprocess import Picture
 from .vision.projector import VisionProjector

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import mlx_phi4
-from mlx_phi4.random_checkpoint import write_random_checkpoint
+from mlx_phi4.synthetic.random_checkpoint import write_random_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))  # cases.py serves the golden script and the tests
 

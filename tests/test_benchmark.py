@@ -8,10 +8,10 @@ from functools import partial
 import pytest
 from cases import clip, picture
 
-import mlx_phi4.benchmark
+import mlx_phi4.evaluation.speed
 from mlx_phi4 import Phi4Error
-from mlx_phi4.benchmark import MODES, benchmark, command, weight_bytes
-from mlx_phi4.published import ADAPTERS, SIZES, tensors
+from mlx_phi4.evaluation.speed import MODES, benchmark, command, weight_bytes
+from mlx_phi4.synthetic.published import ADAPTERS, SIZES, tensors
 
 SMALL = {"image": picture(90, 90), "audio": (clip(0.6), 16_000)}
 

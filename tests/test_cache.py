@@ -12,8 +12,10 @@ import pytest
 from fake_hub import COMMIT, fake_hub
 
 import mlx_phi4
-from mlx_phi4 import Phi4Error, cache, writer
-from mlx_phi4.convert import convert
+from mlx_phi4 import Phi4Error
+from mlx_phi4.converter import first_use as cache
+from mlx_phi4.converter import writer
+from mlx_phi4.converter.convert import convert
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +104,7 @@ def test_a_stopped_first_use_is_gone_on_with(checkpoint, cache_folder, monkeypat
 
 def test_hub_id_with_two_processes_at_once(hub, cache_folder):
     """One converts, the other waits; later neither the hub nor its cache is needed."""
-    code = "import sys; from mlx_phi4.cache import model_folder; print(model_folder(sys.argv[1]))"
+    code = "import sys; from mlx_phi4.converter.first_use import model_folder; print(model_folder(sys.argv[1]))"
     results = [result(p) for p in [hub.python("-c", code, "owner/model") for _ in range(2)]]
     assert [code for code, _, _ in results] == [0, 0], results
     assert len({output for _, output, _ in results}) == 1

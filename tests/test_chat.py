@@ -15,8 +15,8 @@ from cases import clip, picture
 from PIL import Image
 
 from mlx_phi4 import Phi4Error, stream_generate
-from mlx_phi4.chat import Chat
-from mlx_phi4.repl import Repl, Thoughts, _path
+from mlx_phi4.commands.repl import Repl, Thoughts, _path
+from mlx_phi4.generation.chat import Chat
 
 PROGRAM = ["-m", "mlx_phi4.chat"]
 
@@ -215,8 +215,8 @@ def test_ctrl_c_in_a_long_prompt_drops_the_turn(loaded, capsys):
 # answers with thinking, one piece at a time, without a trained model
 SCRIPTED = """
 import sys, time
-import mlx_phi4.generate
-from mlx_phi4.chat import command
+import mlx_phi4.generation.generate
+from mlx_phi4.generation.chat import command
 from mlx_phi4 import GenerationResponse
 
 def scripted(model, processor, messages, prompt_cache, **options):

@@ -12,8 +12,9 @@ from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
 import mlx_phi4
-from mlx_phi4 import Phi4Error, names
-from mlx_phi4.published import SIZES, tensors
+from mlx_phi4 import Phi4Error
+from mlx_phi4.checkpoint import names
+from mlx_phi4.synthetic.published import SIZES, tensors
 
 LISTS = Path(__file__).parent / "golden" / "published_tensors.json.gz"
 
@@ -144,7 +145,7 @@ def test_dtype_and_lazy(copy):
 
 
 def test_shards_and_index(tmp_path):
-    from mlx_phi4.random_checkpoint import write_random_checkpoint
+    from mlx_phi4.synthetic.random_checkpoint import write_random_checkpoint
 
     folder = write_random_checkpoint(tmp_path / "m", "microsoft", "reduced", shard_bytes=1_000_000)
     mlx_phi4.load(folder)
@@ -160,7 +161,7 @@ def test_shards_and_index(tmp_path):
 
 
 def test_index_and_shards_must_agree(tmp_path):
-    from mlx_phi4.random_checkpoint import write_random_checkpoint
+    from mlx_phi4.synthetic.random_checkpoint import write_random_checkpoint
 
     folder = write_random_checkpoint(tmp_path / "m", "text", "reduced", shard_bytes=500_000)
     path = folder / "model.safetensors.index.json"

@@ -13,15 +13,15 @@ from cases import clip, picture
 from mlx.utils import tree_flatten
 
 import mlx_phi4
-from mlx_phi4 import published_files
-from mlx_phi4.convert import convert
+from mlx_phi4.checkpoint.tensorfile import shard_bytes
+from mlx_phi4.converter.convert import convert
+from mlx_phi4.converter.plan import make_plan
+from mlx_phi4.converter.quantization import Rules, Scheme, component
 from mlx_phi4.errors import ConversionError
-from mlx_phi4.plan import make_plan
-from mlx_phi4.published import Sizes
-from mlx_phi4.published import tensors as published_tensors
-from mlx_phi4.quantization import Rules, Scheme, component
-from mlx_phi4.random_checkpoint import write_random_checkpoint
-from mlx_phi4.tensorfile import shard_bytes
+from mlx_phi4.synthetic import published_files
+from mlx_phi4.synthetic.published import Sizes
+from mlx_phi4.synthetic.published import tensors as published_tensors
+from mlx_phi4.synthetic.random_checkpoint import write_random_checkpoint
 
 PROMPT = "measure the northern river"
 MEDIA = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import mlx_phi4
-from mlx_phi4.convert import command
+from mlx_phi4.converter.convert import command
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,7 +79,7 @@ def test_upload(run, checkpoint, tmp_path, monkeypatch):
 def test_model_card():
     from huggingface_hub import ModelCard
 
-    from mlx_phi4.publish import model_card
+    from mlx_phi4.converter.publish import model_card
 
     card = ModelCard(
         model_card("microsoft/Phi-4-multimodal-instruct", True, {"bits": 4, "group_size": 64, "mode": "affine"})
@@ -104,9 +104,9 @@ def test_help_is_light(program):
     "imports",
     [
         "from mlx_phi4 import convert",
-        "import mlx_phi4.convert; convert = mlx_phi4.convert",
+        "import mlx_phi4.converter.convert; convert = mlx_phi4.convert",
         "import mlx_phi4; mlx_phi4.load; convert = mlx_phi4.convert",
-        "import mlx_phi4.cache; from mlx_phi4 import convert",
+        "import mlx_phi4.converter.first_use; from mlx_phi4 import convert",
     ],
 )
 def test_callable_in_every_import_order(imports):
@@ -118,7 +118,7 @@ def test_interrupt_ends_quietly_and_leaves_nothing_finished(checkpoint, tmp_path
     code = (
         "import sys, time; from mlx_phi4 import writer\n"
         "def slow(*arguments): print('writing', flush=True); time.sleep(30)\n"
-        "writer._write_companions = slow; from mlx_phi4.convert import command; command()"
+        "writer._write_companions = slow; from mlx_phi4.converter.convert import command; command()"
     )
     arguments = ["--model", checkpoint(), "--mlx-path", tmp_path / "out", "--quiet"]
     process = subprocess.Popen(

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mlx_phi4 import Phi4Error, writer
-from mlx_phi4.convert import convert
+from mlx_phi4 import Phi4Error
+from mlx_phi4.converter import writer
+from mlx_phi4.converter.convert import convert
+from mlx_phi4.converter.plan import make_plan
+from mlx_phi4.converter.verify import verify
+from mlx_phi4.converter.writer import exclusive, partial_folder, write
 from mlx_phi4.errors import ConversionError
-from mlx_phi4.plan import make_plan
-from mlx_phi4.random_checkpoint import write_random_checkpoint
-from mlx_phi4.verify import verify
-from mlx_phi4.writer import exclusive, partial_folder, write
+from mlx_phi4.synthetic.random_checkpoint import write_random_checkpoint
 
 SHARD = 200_000  # bytes: five shards of a reduced model
 
@@ -260,8 +261,8 @@ def test_one_writer_at_a_time(checkpoint, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from mlx_phi4 import writer
-from mlx_phi4.plan import make_plan
+from mlx_phi4.converter import writer
+from mlx_phi4.converter.plan import make_plan
 source, out, after = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 original = writer._write_shard
 def write_shard(path, tasks, progress):

@@ -6,8 +6,8 @@ import mlx.core as mx
 from samples import MODES, tokens_of
 
 from mlx_phi4 import batch_generate
-from mlx_phi4.engine import Generation, RowOptions
-from mlx_phi4.state import CacheOptions
+from mlx_phi4.decoder.state import CacheOptions
+from mlx_phi4.generation.batch import Generation, RowOptions
 
 
 def test_rows_leave_the_batch_as_they_end(loaded):

@@ -11,12 +11,12 @@ from cases import clip, picture
 
 import mlx_phi4
 from mlx_phi4 import Phi4Error, Request
-from mlx_phi4.evaluate import command, evaluate_asr, evaluate_pictures
+from mlx_phi4.commands.evaluate import command, evaluate_asr, evaluate_pictures
 from mlx_phi4.evaluation import speech
 from mlx_phi4.evaluation.manifest import read_questions
 from mlx_phi4.evaluation.word_errors import Normalizer, error_rates
-from mlx_phi4.responses import GenerationResponse
-from mlx_phi4.transcript import Segment, Transcript
+from mlx_phi4.generation.responses import GenerationResponse
+from mlx_phi4.transcription.transcript import Segment, Transcript
 
 
 @pytest.fixture

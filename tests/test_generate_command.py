@@ -15,7 +15,7 @@ from cases import clip, picture
 from PIL import Image
 
 import mlx_phi4
-from mlx_phi4.generate import command
+from mlx_phi4.generation.generate import command
 
 PROGRAM = [sys.executable, "-m", "mlx_phi4.generate"]
 
@@ -138,10 +138,10 @@ def test_help_and_import_are_light():
     "code",
     [
         "from mlx_phi4 import generate, load; generate, load",
-        "import mlx_phi4.generate; from mlx_phi4 import generate",
-        "from mlx_phi4.generate import GenerationResponse; from mlx_phi4 import generate, stream_generate",
-        "import mlx_phi4; from mlx_phi4 import generate; import mlx_phi4.generate; generate = mlx_phi4.generate",
-        "from mlx_phi4.load import find_folder; from mlx_phi4 import load; import mlx_phi4.generate as generate",
+        "import mlx_phi4.generation.generate; from mlx_phi4 import generate",
+        "from mlx_phi4.generation.generate import GenerationResponse; from mlx_phi4 import generate, stream_generate",
+        "import mlx_phi4; from mlx_phi4 import generate; import mlx_phi4.generation.generate; generate = mlx_phi4.generate",  # noqa: E501
+        "from mlx_phi4.loading import find_folder; from mlx_phi4 import load; import mlx_phi4.generation.generate as generate",  # noqa: E501
     ],
 )
 def test_a_function_named_like_its_module_is_callable_in_every_import_order(code):

@@ -4,8 +4,8 @@ import pytest
 from samples import MODES, tokens_of
 
 from mlx_phi4 import Phi4Error, PromptCache, batch_generate, generate
-from mlx_phi4.engine import EngineOptions, Generation, RowOptions
-from mlx_phi4.state import CacheOptions
+from mlx_phi4.decoder.state import CacheOptions
+from mlx_phi4.generation.batch import EngineOptions, Generation, RowOptions
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -7,7 +7,7 @@ import pytest
 from cases import clip, picture, prose
 
 import mlx_phi4
-from mlx_phi4.random_checkpoint import write_random_checkpoint
+from mlx_phi4.synthetic.random_checkpoint import write_random_checkpoint
 
 MISSING = [name for name in ("torch", "torchvision", "transformers", "peft") if find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}: see golden/README.md")

@@ -12,7 +12,7 @@ from cases import LONG_CASES, picture
 import mlx_phi4
 from mlx_phi4 import Request
 from mlx_phi4.config import Config
-from mlx_phi4.engine import Generation, RowOptions
+from mlx_phi4.generation.batch import Generation, RowOptions
 
 DATA = Path(__file__).parent / "golden" / "data"
 ORIGINAL = 60  # tokens; a small one makes the test quick
@@ -101,7 +101,7 @@ def test_published_scale(checkpoint):
 
 
 def test_rotation_keeps_the_other_dimensions(loaded):
-    from mlx_phi4.rope import LongRope, rotate
+    from mlx_phi4.decoder.rope import LongRope, rotate
 
     model, _ = loaded()
     config = model.config.decoder

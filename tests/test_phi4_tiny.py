@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from mlx_phi4 import MediaCache, Request, batch_generate, load, transcribe
-from mlx_phi4.adapters import RoutedLinear
+from mlx_phi4.decoder.adapters import RoutedLinear
 from mlx_phi4.errors import CheckpointError
-from mlx_phi4.generate import command
+from mlx_phi4.generation.generate import command
 
 ROOT = Path(__file__).parent.parent
 MEDIA = ROOT / "examples" / "media"

@@ -9,8 +9,8 @@ import pytest
 
 from mlx_phi4 import Phi4Error
 from mlx_phi4.config import Config
-from mlx_phi4.prompt import Slot, build_prompt
-from mlx_phi4.tokenizer import Tokenizer
+from mlx_phi4.inputs.prompt import Slot, build_prompt
+from mlx_phi4.inputs.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -123,7 +123,7 @@ def test_interrupted_generation_leaves_a_usable_cache(loaded):
 
 def test_a_step_that_broke_leaves_nothing_behind(loaded, monkeypatch):
     """Ctrl-C between two layers leaves caches of different length; they used to be reused."""
-    from mlx_phi4.decoder import Block
+    from mlx_phi4.decoder.decoder import Block
 
     model, processor = loaded()
     expected, _ = tokens_of(model, processor, MODES["text"], max_tokens=9)

@@ -9,8 +9,8 @@ from samples import MODES, tokens_of
 
 import mlx_phi4
 from mlx_phi4 import Phi4Error, batch_generate, generate
-from mlx_phi4.sampling import Sampling
-from mlx_phi4.stops import AnswerText
+from mlx_phi4.generation.sampling import Sampling
+from mlx_phi4.generation.text import AnswerText
 
 
 def test_all_bad_values_are_named_at_once(loaded):

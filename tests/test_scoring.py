@@ -10,7 +10,7 @@ import pytest
 
 import mlx_phi4
 from mlx_phi4 import Inputs, Mode, Phi4Error
-from mlx_phi4.evaluate import command
+from mlx_phi4.commands.evaluate import command
 from mlx_phi4.evaluation import scoring
 from mlx_phi4.evaluation.scoring import score_continuations
 

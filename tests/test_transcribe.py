@@ -13,14 +13,15 @@ import pytest
 import soundfile
 
 import mlx_phi4
-from mlx_phi4 import engine, kept_model
+from mlx_phi4 import kept_model
 from mlx_phi4.audio.preprocess import Clip, prepare_clip
 from mlx_phi4.errors import MediaError, Phi4Error
-from mlx_phi4.generate import GenerationResponse
-from mlx_phi4.transcribe import transcribe as library_function
+from mlx_phi4.generation import batch as engine
+from mlx_phi4.generation.generate import GenerationResponse
 from mlx_phi4.transcription import hearing
 from mlx_phi4.transcription.decoding import DecodingOptions, Heard, SegmentDecoder, compression_ratio
 from mlx_phi4.transcription.tasks import TASKS, language_name, make_question, parse_clips, split_answer
+from mlx_phi4.transcription.transcribe import transcribe as library_function
 
 RATE = 16_000
 ONCE = {"temperatures": (0.0,)}  # what random weights say never passes the guards
@@ -444,8 +445,8 @@ def test_options_of_decoding_are_documented_where_they_are_passed_on():
 def test_a_model_says_how_its_recordings_are_cut_unless_the_caller_does():
     """phi4-tiny was trained on a few words at a time; 30 seconds at once would be noise to it."""
     from mlx_phi4.config import Config
-    from mlx_phi4.load import ASSETS
-    from mlx_phi4.transcription.hearing import Listening
+    from mlx_phi4.loading import ASSETS
+    from mlx_phi4.transcription.chunking import Listening
 
     tiny = Config.from_folder(ASSETS / "phi4-tiny")
     assert tiny.transcription == {"segment_seconds": 6.0, "pause": 0.2}

@@ -17,14 +17,14 @@ import pytest
 import soundfile
 from test_transcribe import RATE, said, tones
 
+from mlx_phi4.distributed import Ranks, agree, share
 from mlx_phi4.errors import Phi4Error
-from mlx_phi4.transcribe import command
-from mlx_phi4.transcript import FORMATS, Transcript
 from mlx_phi4.transcription import ranks
 from mlx_phi4.transcription.decoding import SegmentDecoder
 from mlx_phi4.transcription.files import Summary, transcribe_files
 from mlx_phi4.transcription.outputs import find_recordings
-from mlx_phi4.transcription.ranks import Ranks, agree, share
+from mlx_phi4.transcription.transcribe import command
+from mlx_phi4.transcription.transcript import FORMATS, Transcript
 
 PROGRAM = [sys.executable, "-m", "mlx_phi4.transcribe"]
 

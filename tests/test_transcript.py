@@ -12,7 +12,7 @@ import srt
 import webvtt
 
 from mlx_phi4 import Phi4Error
-from mlx_phi4.transcript import FORMATS, Segment, Transcript
+from mlx_phi4.transcription.transcript import FORMATS, Segment, Transcript
 
 AWKWARD = [
     "two\nlines",

@@ -18,7 +18,7 @@ from unittest.mock import patch
 import jiwer
 
 from mlx_phi4 import MediaCache, Mode, Request, batch_generate, convert, load
-from mlx_phi4.adapters import ROUTES, RoutedLinear
+from mlx_phi4.decoder.adapters import ROUTES, RoutedLinear
 
 MODES = {"text": Mode.TEXT, "pictures": Mode.VISION, "speech": Mode.SPEECH, "joint": Mode.VISION_SPEECH}
 ADAPTERS = {"none": None, "vision": "vision", "speech": "speech"}

@@ -13,7 +13,8 @@ from typing import BinaryIO
 import numpy as np
 
 from ..errors import MediaError
-from . import formats, media
+from . import containers as media
+from . import formats
 
 SAMPLE_RATE = 16_000  # Hz
 NARROW_RATE = 8_000  # Hz, the only other rate that is taken as it is

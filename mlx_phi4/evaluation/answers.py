@@ -10,8 +10,8 @@ from ..errors import Phi4Error
 from .manifest import QuestionItem, read_questions
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
+    from ..inputs.processor import Processor, Request
     from ..model import Phi4
-    from ..processor import Processor, Request
 
 
 @dataclass
@@ -67,7 +67,7 @@ def evaluate_pictures(
     Raises:
         Phi4Error: a bad manifest, value or model. A picture that cannot be read does not raise: its score says so.
     """
-    from ..generate import batch_generate
+    from ..generation.generate import batch_generate
     from ..kept_model import model_and_processor
 
     if batch_size < 1:
@@ -106,7 +106,7 @@ def evaluate_pictures(
 def _request(processor: "Processor", item: QuestionItem, system: str | None) -> "Request":
     """A request whose media are read and whose prompt fits them, so that a bad one does not end the whole batch."""
     from ..audio.preprocess import prepare_clip
-    from ..processor import Request
+    from ..inputs.processor import Request
     from ..vision.preprocess import prepare_picture
 
     images = [prepare_picture(path) for path in item.images]

@@ -13,17 +13,17 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from ..errors import Phi4Error
-from ..generate import batch_generate
+from ..generation.generate import batch_generate
+from ..inputs.processor import Request
+from ..inputs.tokenizer import END_OF_TEXT
 from ..kept_model import model_and_processor
-from ..processor import Request
-from ..tokenizer import END_OF_TEXT
 from .scoring import score_continuations
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
+    from ..inputs.processor import Processor
     from ..model import Phi4
-    from ..processor import Processor
 
 # of a task's generation_kwargs, under the names that batch_generate has for them
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")

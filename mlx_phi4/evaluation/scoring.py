@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from ..adapters import Mode
+from ..decoder.adapters import Mode
+from ..decoder.state import DecodeState
 from ..errors import Phi4Error
-from ..state import DecodeState
 
 if TYPE_CHECKING:
     from ..model import Phi4

@@ -13,8 +13,8 @@ from .manifest import SpeechItem, read_speech
 from .word_errors import Normalizer, error_rates
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
+    from ..inputs.processor import Processor
     from ..model import Phi4
-    from ..processor import Processor
     from ..transcription.decoding import Heard
 
 
@@ -128,11 +128,11 @@ def _transcribed(
     model: "Phi4", processor: "Processor", items: list[SpeechItem], batch_size: int
 ) -> Iterator[tuple[int, tuple[str, float] | str]]:
     """Each item's index with its text and seconds, or with a line that says why there is none."""
-    from ..transcribe import transcribe
-    from ..transcript import Segment
+    from ..transcription.chunking import Failure, read_ahead
     from ..transcription.decoding import DecodingOptions, SegmentDecoder
-    from ..transcription.hearing import Failure, read_ahead
     from ..transcription.tasks import make_question
+    from ..transcription.transcribe import transcribe
+    from ..transcription.transcript import Segment
 
     options = DecodingOptions(batch_size=batch_size, temperatures=(0.0,))
     decoder = SegmentDecoder(model, processor, make_question("transcribe"), options)

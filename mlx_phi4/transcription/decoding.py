@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Phi4Error
-from ..transcript import Segment
 from .tasks import Question, split_answer
+from .transcript import Segment
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..audio.preprocess import Clip
-    from ..generate import GenerationResponse
-    from ..media_cache import MediaCache
+    from ..generation.generate import GenerationResponse
+    from ..generation.media_cache import MediaCache
+    from ..inputs.processor import Processor
     from ..model import Phi4
-    from ..processor import Processor
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 LONGEST = 40.0  # seconds, the encoder's own window
@@ -109,7 +109,7 @@ class SegmentDecoder:
         """Decode one batch; the rows that fail a guard go through together again, a temperature higher."""
         import mlx.core as mx
 
-        from ..media_cache import MediaCache
+        from ..generation.media_cache import MediaCache
 
         media = MediaCache()  # so that an attempt more does not encode the sound again
         attempts: list[list[Segment]] = [[] for _ in pieces]
@@ -127,8 +127,8 @@ class SegmentDecoder:
     def _answers(
         self, pieces: list[Heard], temperature: float, number: int, media: "MediaCache"
     ) -> "list[GenerationResponse]":
-        from ..generate import batch_generate
-        from ..processor import Request
+        from ..generation.generate import batch_generate
+        from ..inputs.processor import Request
 
         requests = [
             Request(self._question.prompt, audios=[piece.clip], options={"max_tokens": self._limit(piece)})

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..distributed import Ranks, agree, join, share
 from ..errors import Phi4Error
 from ..kept_model import model_and_processor
-from ..transcript import Transcript
-from .hearing import Failure
+from .chunking import Failure
 from .outputs import (
     TEMPLATE,
     Found,
@@ -23,12 +23,12 @@ from .outputs import (
     write_outputs,
 )
 from .progress import Progress
-from .ranks import Ranks, agree, join, share
 from .transcriber import Transcriber
+from .transcript import Transcript
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
+    from ..inputs.processor import Processor
     from ..model import Phi4
-    from ..processor import Processor
 
 
 @dataclass

@@ -11,8 +11,8 @@ from datetime import date
 from pathlib import Path
 
 from ..errors import Phi4Error
-from ..transcript import FORMATS, Transcript
-from .hearing import readable
+from .chunking import readable
+from .transcript import FORMATS, Transcript
 
 STANDARD_INPUT = "-"
 INPUT_NAME = "audio"  # {filename} of what comes from standard input

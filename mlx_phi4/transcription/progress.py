@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..transcript import Transcript
 from .outputs import Job
+from .transcript import Transcript
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from tqdm import tqdm

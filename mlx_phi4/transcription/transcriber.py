@@ -6,14 +6,14 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..transcript import Segment, Transcript
+from .chunking import Ending, Failure, Listening, hear, read_ahead, readable
 from .decoding import LONGEST, TEMPERATURES, DecodingOptions, SegmentDecoder
-from .hearing import Ending, Failure, Listening, hear, read_ahead, readable
 from .tasks import make_question, parse_clips
+from .transcript import Segment, Transcript
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
+    from ..inputs.processor import Processor
     from ..model import Phi4
-    from ..processor import Processor
 
 
 class Transcriber:

@@ -19,7 +19,7 @@ import numpy as np
 from cases import CASES, Case
 from reference import Prepared, Reference
 
-from mlx_phi4.random_checkpoint import write_random_checkpoint
+from mlx_phi4.synthetic.random_checkpoint import write_random_checkpoint
 
 DATA = Path(__file__).parent / "data"
 GOLDEN_SIZES = ("reduced", "wide")

@@ -15,7 +15,7 @@ from cases import LONG_CASES, NEW_TOKENS
 from make_golden import DATA
 from reference import Reference
 
-from mlx_phi4.random_checkpoint import write_random_checkpoint
+from mlx_phi4.synthetic.random_checkpoint import write_random_checkpoint
 
 ORIGINAL = 4096
 

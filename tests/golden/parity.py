@@ -13,8 +13,8 @@ import numpy as np
 from cases import CASES, LONG_CASES, NEW_TOKENS
 
 import mlx_phi4
-from mlx_phi4.engine import Generation, RowOptions
-from mlx_phi4.random_checkpoint import write_random_checkpoint
+from mlx_phi4.generation.batch import Generation, RowOptions
+from mlx_phi4.synthetic.random_checkpoint import write_random_checkpoint
 
 DATA = Path(__file__).parent / "data"
 

@@ -1,0 +1,268 @@
+"""How well a model does: speech by error rates, pictures by exact answers, text by lm-eval-harness; and the command."""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import Phi4Error
+from ..evaluation.answers import AnswerScores, evaluate_pictures
+from ..evaluation.speech import SpeechScores, evaluate_asr
+from ..evaluation.word_errors import NORMALIZERS
+from . import cli
+
+if TYPE_CHECKING:  # imported where used, so that --help is instant
+    from ..inputs.processor import Processor
+    from ..model import Phi4
+
+
+def evaluate_text(
+    model: "str | Path | Phi4",
+    tasks: Sequence[str],
+    *,
+    processor: "Processor | None" = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    num_fewshot: int | None = None,
+    apply_chat_template: bool = False,
+    max_length: int | None = None,
+    include_path: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Results of lm-eval-harness, as its ``simple_evaluate`` returns them.
+
+    Args:
+        model: a folder or a hub id, or a loaded model with its ``processor``.
+        tasks: names of tasks, groups or tags of lm-eval, also with ``*``.
+        limit: only so many examples of each task.
+        batch_size: continuations or answers computed together.
+        num_fewshot: examples in front of each question; None for what the task says.
+        apply_chat_template: put each question into the model's chat template.
+        max_length: most tokens of a context; None for the whole window.
+        include_path: a folder with tasks of one's own.
+        seed: of tasks that sample.
+
+    Raises:
+        Phi4Error: the extra ``lm-eval`` is not installed; an unknown task; a bad value or model.
+    """
+    try:
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+
+        from ..evaluation.lm_eval_model import Phi4LM
+    except ModuleNotFoundError as error:
+        raise Phi4Error(f'lm-eval-harness needs {error.name}: pip install "mlx_phi4[lm-eval]"') from None
+    if limit is not None and limit < 1:
+        raise Phi4Error(f"limit is {limit}, expected at least 1")
+    manager = TaskManager(include_path=include_path)
+    if unknown := [task for task in tasks if not manager.match_tasks([task])]:
+        raise Phi4Error(f"lm-eval has no task called {', '.join(unknown)}; lm-eval ls tasks lists them")
+    lm = Phi4LM(model, processor, batch_size=batch_size, max_length=max_length, seed=seed)
+    try:
+        return lm_eval.simple_evaluate(
+            lm,
+            tasks=manager.match_tasks(list(tasks)),
+            task_manager=manager,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            batch_size=batch_size,
+            apply_chat_template=apply_chat_template,
+            log_samples=False,
+        )
+    except Phi4Error:
+        raise
+    except ValueError as error:  # a task that runs code, or one with pictures
+        raise Phi4Error(f"lm-eval: {error}") from error
+
+
+def _progress(quiet: bool, what: str) -> Callable[[int, int], None] | None:
+    """Counts on a terminal; None where nobody looks."""
+    if quiet or not sys.stderr.isatty():
+        return None
+
+    def show(done: int, total: int) -> None:
+        click.echo(f"\r{done} of {total} {what}" + ("\n" if done == total else ""), nl=False, err=True)
+
+    return show
+
+
+def _rate(value: float | None) -> str:
+    return "     -" if value is None else f"{100 * value:6.2f} %"
+
+
+def _speech_lines(scores: SpeechScores, each: bool) -> Iterable[str]:
+    if each:
+        for score in scores.files:
+            yield f"{_rate(score.wer)}  {score.id}"
+        yield ""
+    counts = [f"{scores.scored} scored"]
+    counts += [f"{scores.skipped} skipped (no words in the reference)"] if scores.skipped else []
+    counts += [f"{scores.failed} failed"] if scores.failed else []
+    yield f"word error rate       {_rate(scores.wer)}"
+    yield f"character error rate  {_rate(scores.cer)}"
+    yield f"recordings            {', '.join(counts)}"
+    speed = "" if scores.speed is None else f"; real-time factor {scores.real_time_factor:.4f}, {scores.speed:.1f}x"
+    yield f"time                  {scores.audio_seconds:.1f} s of audio in {scores.wall_seconds:.1f} s{speed}"
+
+
+def _answer_lines(scores: AnswerScores, each: bool) -> Iterable[str]:
+    if each:
+        for item in scores.items:
+            verdict = "right" if item.correct else "wrong"
+            yield f"{verdict if item.error is None else 'error'}  {item.id}: {item.answer!r}"
+        yield ""
+    failed = f", {scores.failed} failed" if scores.failed else ""
+    yield f"accuracy   {_rate(scores.accuracy)}"
+    yield f"questions  {scores.correct} of {scores.answered} right{failed}"
+    yield f"time       {scores.wall_seconds:.1f} s"
+
+
+def _finite(value: Any) -> Any:
+    """Without the numbers that JSON does not know."""
+    if isinstance(value, dict):
+        return {str(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _check_json(path: str | None) -> None:
+    """Find out before any work whether there is a place for the results."""
+    if path in (None, "-"):
+        return
+    folder = Path(path).absolute().parent
+    if Path(path).is_dir():
+        raise Phi4Error(f"{path}: is a folder, expected a file for the results")
+    if not folder.is_dir():
+        raise Phi4Error(f"{path}: its folder does not exist")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise Phi4Error(f"{path}: no permission to write in its folder")
+
+
+def _report(lines: Iterable[str], values: dict, json_path: str | None, failures: Iterable[str] = ()) -> None:
+    """Lines for a person on standard output, or JSON ("-"); JSON in a file; failures on standard error, exit code 1."""
+    failures = list(failures)
+    for failure in failures:
+        click.echo(f"error: {' '.join(failure.split())}", err=True)
+    if json_path is not None:
+        text = json.dumps(_finite(values), ensure_ascii=False, allow_nan=False, indent=1, default=str)
+    unwritten = None
+    if json_path == "-":
+        lines = [text]
+    elif json_path is not None:
+        try:
+            _write(Path(json_path), f"{text}\n")
+        except OSError as error:  # a full disk must not cost the summary of hours of work, too
+            unwritten = Phi4Error(f"{json_path}: {error.strerror or error}")
+    for line in lines:
+        click.echo(line)
+    if unwritten is not None:
+        raise unwritten
+    if failures:
+        raise click.exceptions.Exit(1)
+
+
+def _write(path: Path, text: str) -> None:
+    """Written beside and renamed: there is never half a file."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+_SHARED = (
+    click.option("--model", required=True, help="Checkpoint folder or hub id."),
+    click.option("--limit", type=int, help="Only so many of the first items."),
+    click.option("--json", "json_path", metavar="FILE", help="Write all results as JSON; '-' prints them."),
+)
+_quiet = click.option("--quiet", is_flag=True, help="No progress.")
+
+
+def _shared(command):
+    for option in reversed(_SHARED):
+        command = option(command)
+    return command
+
+
+@click.group(name="mlx_phi4.evaluate", no_args_is_help=False)
+def main():
+    """Measure how well a model transcribes, answers and predicts."""
+
+
+@main.command()
+@click.argument("manifest")
+@_shared
+@click.option("--batch-size", default=8, show_default=True, help="Recordings decoded together.")
+@click.option(
+    "--normalizer",
+    type=click.Choice(NORMALIZERS),
+    default="auto",
+    show_default=True,
+    help="Of texts before they are compared; auto: english, or basic where a line names another language.",
+)
+@click.option("--each", is_flag=True, help="Print each recording's word error rate, too.")
+@_quiet
+def asr(manifest, model, json_path, each, quiet, **options):
+    """Word and character error rates.
+
+    MANIFEST has a JSON object in each line: audio (a path relative to it), text, and optionally language and id.
+    """
+    _check_json(json_path)
+    scores = evaluate_asr(manifest, model, progress=_progress(quiet, "recordings"), **options)
+    failures = [score.error for score in scores.files if score.error is not None]
+    _report(_speech_lines(scores, each), asdict(scores), json_path, failures)
+
+
+@main.command()
+@click.argument("manifest")
+@_shared
+@click.option("--batch-size", default=4, show_default=True, help="Questions answered together.")
+@click.option("--max-tokens", "-m", default=64, show_default=True, help="Most tokens of an answer.")
+@click.option("--system", help="A system message in front of each question.")
+@click.option("--each", is_flag=True, help="Print each answer, too.")
+@_quiet
+def pictures(manifest, model, json_path, each, quiet, **options):
+    """Exact answers to questions about pictures, spoken ones and plain ones.
+
+    MANIFEST has a JSON object in each line: question, answer (one or a list), and optionally image, audio and id.
+    """
+    _check_json(json_path)
+    scores = evaluate_pictures(manifest, model, progress=_progress(quiet, "questions"), **options)
+    failures = [f"{item.id}: {item.error}" for item in scores.items if item.error is not None]
+    _report(_answer_lines(scores, each), asdict(scores), json_path, failures)
+
+
+@main.command()
+@_shared
+@click.option("--tasks", required=True, metavar="NAME,...", help="Tasks of lm-eval.")
+@click.option("--batch-size", default=8, show_default=True, help="Continuations or answers computed together.")
+@click.option("--num-fewshot", type=int, help="Examples in front of each question.  [default: the task's]")
+@click.option("--apply-chat-template", is_flag=True, help="Ask in the model's chat template.")
+@click.option("--max-length", type=int, help="Most tokens of a context.  [default: the whole window]")
+@click.option("--include-path", help="A folder with tasks of your own.")
+@click.option("--seed", default=0, show_default=True, help="Of tasks that sample.")
+def text(tasks, model, json_path, **options):
+    """Tasks of lm-eval-harness, in text mode."""
+    _check_json(json_path)
+    results = evaluate_text(model, [task.strip() for task in tasks.split(",") if task.strip()], **options)
+    from lm_eval.utils import make_table
+
+    kept = ("results", "groups", "versions", "n-shot", "higher_is_better", "n-samples")
+    _report([make_table(results)], {key: results[key] for key in kept if key in results}, json_path)
+
+
+def command() -> None:
+    """The console script."""
+    cli.run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,186 @@
+"""Published weights in, a folder of MLX weights out: 4-bit by default, adapters still separate."""
+
+import errno
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from ..commands import cli
+from ..errors import ConversionError
+
+
+def convert(
+    model: str | Path,
+    mlx_path: str | Path = "mlx_model",
+    *,
+    revision: str | None = None,
+    quantize: bool = True,
+    q_bits: int | None = None,
+    q_group_size: int | None = None,
+    q_mode: str = "affine",
+    quant_predicate: str | None = None,
+    adapter_bits: int | None = None,
+    encoder_bits: int | None = None,
+    dtype: str | None = None,
+    dequantize: bool = False,
+    overwrite: bool = False,
+    resume: bool = False,
+    verify: bool = False,
+    upload_repo: str | None = None,
+    quiet: bool = True,
+) -> Path:
+    """Convert a checkpoint into a folder that ``load`` reads, and return its path.
+
+    It is written beside its destination and renamed when it is complete. Text models load in
+    mlx-lm, too.
+
+    Args:
+        model: folder or hub id, in Microsoft's, Transformers' or the text models' layout, or
+            converted before.
+        mlx_path: the new folder; refused if it exists, unless ``overwrite``.
+        revision: branch, tag or commit of a hub id.
+        quantize: False keeps all weights in ``dtype``.
+        q_bits, q_group_size: of the decoder's linears and the embedding; None is the mode's
+            default, for affine 4 bits in groups of 64. A group that does not divide a tensor's
+            width gives way to the next smaller one that does.
+        q_mode: affine, mxfp4, nvfp4 or mxfp8, as ``mx.quantize`` has them.
+        quant_predicate: instead of ``q_bits``, one of mlx-lm's mixed recipes: mixed_2_6,
+            mixed_3_4, mixed_3_6, mixed_4_6.
+        adapter_bits, encoder_bits: of the LoRAs, and of encoders and projectors, in mode affine;
+            None is 8, 16 leaves them as they are.
+        dtype: float32, float16 or bfloat16 of what is not packed; None is what ``config.json``
+            names.
+        dequantize: turn packed weights back into ``dtype``.
+        overwrite: replace a model folder at ``mlx_path``.
+        resume: go on with what an interrupted run has finished.
+        verify: re-read the result, see ``verify.verify``.
+        upload_repo: hub id to publish the result as.
+        quiet: no progress on standard error.
+
+    Raises:
+        Phi4Error: what does not fit, in one line; nothing half-written looks finished.
+    """
+    quantization = {
+        "q_bits": q_bits,
+        "q_group_size": q_group_size,
+        "quant_predicate": quant_predicate,
+        "adapter_bits": adapter_bits,
+        "encoder_bits": encoder_bits,
+    }
+    _check_options(quantize, dequantize, quantization, q_mode)
+    from ..loading import find_folder, local_folder
+    from .plan import make_plan
+    from .publish import check_upload, model_card, upload
+    from .writer import check_destination, write
+
+    destination = Path(mlx_path).expanduser()
+    with _one_line(destination):
+        check_destination(destination, overwrite)
+        if upload_repo is not None:
+            check_upload()
+        local = local_folder(model).is_dir()
+        if local and revision is not None:
+            raise ConversionError(f"{model} is a folder: it has no revision {revision!r}")
+        source = find_folder(model, revision)
+        options = quantization | {"q_mode": q_mode, "dtype": dtype, "quantize": quantize, "dequantize": dequantize}
+        plan = make_plan(source, **options)
+        card = model_card(None if local else str(model), plan.layout != "text", plan.config.get("quantization"))
+        with _progress("Converting", plan.bytes_in, quiet) as progress:
+            write(plan, destination, overwrite=overwrite, resume=resume, card=card, progress=progress)
+        if verify:
+            verify_folder(destination, quiet)
+        if upload_repo is not None:
+            upload(destination, upload_repo)
+    return destination
+
+
+def verify_folder(folder: str | Path, quiet: bool = True) -> str:
+    """Re-read a folder and return a table of its components. Raises Phi4Error, see ``verify.verify``."""
+    from .verify import describe, verify
+
+    folder = Path(folder).expanduser()
+    total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    with _progress("Verifying", total, quiet) as progress:
+        return describe(verify(folder, progress))
+
+
+def _check_options(quantize: bool, dequantize: bool, quantization: dict, q_mode: str) -> None:
+    """Refuse options that contradict each other: none is ever ignored."""
+    given = [name for name, value in quantization.items() if value is not None]
+    given += ["q_mode"] if q_mode != "affine" else []
+    if (dequantize or not quantize) and given:
+        other = "dequantize" if dequantize else "no-quantize"
+        raise ConversionError(f"--{given[0].replace('_', '-')} does not go together with --{other}")
+
+
+@contextmanager
+def _one_line(destination: Path) -> Iterator[None]:
+    """What the system refuses, in words."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or destination
+        again = "; free some and use --resume" if error.errno == errno.ENOSPC else ""
+        raise ConversionError(f"{where}: {error.strerror or error}{again}") from None
+
+
+@contextmanager
+def _progress(what: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar with bytes and time left on standard error, from the first piece of work on."""
+    bar = None
+
+    def advance(count: int) -> None:
+        nonlocal bar
+        if bar is None and not quiet:
+            from tqdm import tqdm  # huggingface-hub's own
+
+            bar = tqdm(desc=what, total=total, unit="B", unit_scale=True, file=sys.stderr)
+        if bar is not None:
+            bar.update(count)
+
+    try:
+        yield advance
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+@click.command(name="mlx_phi4.convert")
+@click.option("--model", "--hf-path", help="Folder or hub id of the weights to convert.")
+@click.option("--mlx-path", default="mlx_model", show_default=True, help="Folder to write, or to verify.")
+@click.option("-q", "--quantize/--no-quantize", default=True, help="Quantize (the default), or only rewrite.")
+@click.option("--q-bits", type=int, help="Bits of the decoder: 2, 3, 4, 5, 6 or 8.  [default: 4]")
+@click.option("--q-group-size", type=int, help="Weights that share a scale: 32, 64 or 128.  [default: 64]")
+@click.option("--q-mode", default="affine", show_default=True, help="affine, mxfp4, nvfp4 or mxfp8.")
+@click.option("--quant-predicate", help="Mixed bits: mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6.")
+@click.option("--adapter-bits", type=int, help="Bits of the LoRAs; 16: as they are.  [default: 8]")
+@click.option("--encoder-bits", type=int, help="Bits of encoders and projectors; 16: as they are.  [default: 8]")
+@click.option("--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), help="Of what is not quantized.")
+@click.option("-d", "--dequantize", is_flag=True, help="Turn packed weights back.")
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--overwrite", is_flag=True, help="Replace a model folder at --mlx-path.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted conversion.")
+@click.option("--verify", is_flag=True, help="Re-read the result; without --model, a folder that is there.")
+@click.option("--upload-repo", help="Publish the result under this hub id.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def main(model, mlx_path, quiet, **options):
+    """Convert Phi-4 weights for MLX: 4-bit, adapters separate, in bounded memory."""
+    if model is None and not options["verify"]:
+        raise click.UsageError("Missing option '--model' (or --verify with --mlx-path).")
+    verifying = options.pop("verify")
+    if model is not None:
+        convert(model, mlx_path, quiet=quiet, **options)
+    if verifying:
+        click.echo(verify_folder(mlx_path, quiet))
+
+
+def command() -> None:
+    """The console script."""
+    cli.run(main)
+
+
+if __name__ == "__main__":
+    command()

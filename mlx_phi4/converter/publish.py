@@ -1,0 +1,75 @@
+"""Publishing a converted folder: its model card and the upload."""
+
+from pathlib import Path
+
+from ..errors import ConversionError
+
+CARD = """---
+library_name: mlx
+pipeline_tag: {task}{license}
+tags:
+- mlx
+- phi4{base}
+---
+
+# {title}
+
+{origin} for MLX: {how}.
+{loading}"""
+
+MULTIMODAL = """
+Text, pictures and speech; both adapters are separate and switched per request, so text alone is answered by the base
+model.
+
+```python
+from mlx_phi4 import load, generate
+
+model, processor = load("path or hub id of this model")
+print(generate(model, processor, "What is in the picture?", images=["picture.png"]))
+```
+"""
+
+TEXT = """
+```python
+from mlx_lm import load, generate  # mlx_phi4 loads it, too
+
+model, tokenizer = load("path or hub id of this model")
+print(generate(model, tokenizer, prompt="Hello"))
+```
+"""
+
+
+def model_card(source: str | None, multimodal: bool, table: dict | None) -> str:
+    """README.md of a converted folder; ``source`` is a hub id, or None for a folder."""
+    how = f"{table['bits']}-bit, mode {table['mode']}, groups of {table['group_size']}" if table else "not quantized"
+    return CARD.format(
+        task="image-text-to-text" if multimodal else "text-generation",
+        base=f"\nbase_model: {source}" if source else "",
+        title=f"{source.rpartition('/')[2]} for MLX" if source else "Phi-4 for MLX",
+        license="\nlicense: mit" if source and source.startswith("microsoft/") else "",
+        origin=f"{source} converted" if source else "Phi-4 weights converted",
+        how=how + (" (decoder; the table in config.json says how each tensor is)" if table else ""),
+        loading=MULTIMODAL if multimodal else TEXT,
+    )
+
+
+def check_upload() -> None:
+    """Raises ConversionError if no token is at hand: better before hours of work than after."""
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise ConversionError("no hub token to upload with; log in with 'hf auth login' or set HF_TOKEN")
+
+
+def upload(folder: Path, repo: str) -> None:
+    """Upload a folder to the hub, made if need be. Raises ConversionError."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api = HfApi()
+    try:
+        api.create_repo(repo_id=repo, exist_ok=True)
+        api.upload_large_folder(folder_path=folder, repo_id=repo, repo_type="model")
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConversionError(f"{folder} is complete, but the upload to {repo} failed: {reason}") from None

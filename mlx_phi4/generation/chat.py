@@ -1,0 +1,233 @@
+"""A conversation that remembers: the class ``Chat``, the function that runs it in a terminal, and the command."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..commands import cli
+from ..errors import Phi4Error, PromptError
+
+if TYPE_CHECKING:  # imported where used, so that --help is instant
+    from ..inputs.processor import Processor
+    from ..model import Phi4
+    from .responses import GenerationResponse
+
+MAX_TOKENS = 2048  # of one answer; a chat has room for more than a single request
+
+
+class Chat:
+    """A conversation with a model, turn by turn, in which no token is computed twice.
+
+    ``turns`` are the finished turns as chat messages, ``attached`` the content parts that the next user turn begins
+    with, ``system`` the system message or None, ``last`` the latest response of the running or finished answer, with
+    its statistics. A turn joins the history when its answer ends or is stopped; one that fails leaves no trace, and
+    its attachments stay for another try.
+    """
+
+    def __init__(self, model: "Phi4", processor: "Processor", *, system: str | None = None, **options):
+        """``options`` are those of ``stream_generate``. Raises Phi4Error if one is out of its range."""
+        from .prompt_cache import PromptCache
+
+        self.model, self.processor, self.system = model, processor, system
+        self.options = {"max_tokens": MAX_TOKENS} | options
+        _check(processor, self.options)
+        self.cache = PromptCache()
+        self.turns: list[dict] = []
+        self.attached: list[dict] = []
+        self.last: GenerationResponse | None = None
+
+    @property
+    def messages(self) -> list[dict]:
+        """The whole conversation as chat messages, as ``stream_generate`` takes them."""
+        front = [] if self.system is None else [{"role": "system", "content": _literal(self.system)}]
+        return front + self.turns
+
+    def attach_image(self, path: str | Path) -> None:
+        """Put a picture into the next user turn. Raises Phi4Error if it cannot be used."""
+        from ..vision.preprocess import prepare_picture
+
+        self._attach("image", path, prepare_picture)
+
+    def attach_audio(self, path: str | Path) -> None:
+        """Put a recording into the next user turn. Raises Phi4Error if it cannot be used."""
+        from ..audio.preprocess import prepare_clip
+
+        self._attach("audio", path, prepare_clip)
+
+    def _attach(self, kind: str, path: str | Path, prepare) -> None:
+        if not self.processor.config.multimodal:
+            raise PromptError("this model is text-only; pictures and sound need Phi-4-multimodal")
+        path = Path(path).expanduser()
+        # prepared once, for every turn to come: the file may change or go while the conversation lasts
+        self.attached.append({"type": kind, kind: prepare(path), "path": str(path.resolve())})
+
+    def send(self, text: str) -> Iterator[str]:
+        """Ask, and yield the answer in pieces (some are empty), one for each token.
+
+        Closing the iterator stops the answer; the turn is kept as far as it came. Raises Phi4Error before the first
+        piece if the conversation does not fit.
+        """
+        from .generate import stream_generate
+
+        if not text.strip() and not self.attached:
+            raise PromptError("there is nothing to send")
+        _check_text(text)
+        spoken = _literal(text) if text.strip() else []
+        content = [*self.attached, *_parts(spoken)] if self.attached else spoken
+        asked = {"role": "user", "content": content}
+        self.last, answer = None, ""
+        responses = stream_generate(
+            self.model, self.processor, [*self.messages, asked], prompt_cache=self.cache, **self.options
+        )
+        try:
+            for self.last in responses:
+                answer += self.last.text
+                yield self.last.text
+        except GeneratorExit:
+            responses.close()
+        except Phi4Error:
+            raise  # refused before anything was computed
+        except BaseException:
+            # whatever was interrupted in the middle of a step must not be gone on with
+            self.cache.clear()
+            raise
+        self.turns += [asked, {"role": "assistant", "content": _literal(answer)}]
+        self.attached = []
+
+    def clear(self) -> None:
+        """Forget history and attachments; the system message stays."""
+        self.turns, self.attached, self.last = [], [], None
+        self.cache.clear()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the conversation as a JSON list of messages, media as paths. Raises Phi4Error."""
+        path = Path(path).expanduser()
+        partial = path.with_name(f".{path.name}.partial")
+        text = json.dumps([_saved(message) for message in self.messages], ensure_ascii=False, indent=1)
+        try:
+            partial.write_text(text + "\n", encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise Phi4Error(f"{path}: cannot be written: {error.strerror or error}") from None
+        return path
+
+
+def _check(processor: "Processor", options: dict) -> None:
+    """Refuse options at the start of a chat, not in its first answer."""
+    from .responses import split_options
+    from .text import AnswerText
+
+    (row,), (stop,), engine = split_options(options, [{}])
+    AnswerText(processor.tokenizer, stop)
+    decoder = processor.config.decoder
+    engine.kv.check(decoder.head_dim, 1)
+    if not 1 <= row.max_tokens < decoder.max_position_embeddings:
+        raise Phi4Error(
+            f"max_tokens is {row.max_tokens}, expected at least 1 and less than the context of "
+            f"{decoder.max_position_embeddings}"
+        )
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PromptError("the text holds bytes that are not UTF-8") from None
+
+
+def _literal(text: str) -> str | list[dict]:
+    """Content that means this text itself, also where it spells a placeholder such as ``<|image_1|>``.
+
+    Media belong to a chat by being attached; a model that writes a placeholder must not make the next turn ask for a
+    picture. Adjacent text parts are encoded as one text, but no placeholder is looked for across them.
+    """
+    from ..inputs.prompt import PLACEHOLDER
+
+    cuts = [found.start() + 2 for found in PLACEHOLDER.finditer(text)]
+    if not cuts:
+        return text
+    return [
+        {"type": "text", "text": text[start:stop]} for start, stop in zip([0, *cuts], [*cuts, len(text)], strict=True)
+    ]
+
+
+def _parts(content: str | list[dict]) -> list[dict]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _saved(message: dict) -> dict:
+    """A message with its media as paths, which ``stream_generate`` reads."""
+    content = message["content"]
+    if isinstance(content, list):
+        content = [{k: v for k, v in part.items() if k not in ("image", "audio")} for part in content]
+    return message | {"content": content}
+
+
+def chat(
+    model: "Phi4",
+    processor: "Processor",
+    *,
+    system: str | None = None,
+    images: list | None = None,
+    audios: list | None = None,
+    hide_thinking: bool = False,
+    stats: bool = False,
+    quiet: bool = False,
+    **options,
+) -> None:
+    """Talk on standard input and output until the input ends.
+
+    Args:
+        system: a system message in front.
+        images, audios: paths that belong to the first turn.
+        hide_thinking: leave ``<think>`` blocks out of what is shown; the history keeps them.
+        stats: a line of statistics after each answer.
+        quiet: no greeting and no progress.
+        options: those of ``stream_generate``, for every answer.
+
+    Raises:
+        Phi4Error: a bad option or first medium; later ones are reported in the chat.
+        KeyboardInterrupt: Ctrl-C at the prompt.
+    """
+    from ..commands.repl import Repl
+
+    talk = Chat(model, processor, system=system, **options)
+    for path in images or []:
+        talk.attach_image(path)
+    for path in audios or []:
+        talk.attach_audio(path)
+    Repl(talk, hide_thinking=hide_thinking, stats=stats, quiet=quiet).run()
+
+
+@click.command(name="mlx_phi4.chat", context_settings={"default_map": {"max_tokens": MAX_TOKENS}})
+@click.option("--model", required=True, help="Checkpoint folder or hub id.")
+@click.option("--system", help="A system message in front.")
+@click.option("--image", "images", multiple=True, help="A picture for the first turn; repeatable.")
+@click.option("--audio", "audios", multiple=True, help="A recording for the first turn; repeatable.")
+@cli.sampling_options
+@cli.engine_options
+@click.option("--hide-thinking", is_flag=True, help="Do not show <think> blocks.")
+@click.option("--stats", is_flag=True, help="A line of statistics after each answer.")
+@click.option("--quiet", is_flag=True, help="No greeting and no progress.")
+def main(model, quiet, stop, **options):
+    """Talk with a Phi-4 model about text, pictures and recordings.
+
+    Standard output gets the answers and nothing else. /help lists what else can be typed.
+    """
+    from ..converter.first_use import model_folder
+    from ..loading import load
+
+    chat(*load(model_folder(model, quiet=quiet)), quiet=quiet, stop=list(stop), **options)
+
+
+def command() -> None:
+    """The console script."""
+    cli.run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,248 @@
+"""From strings and chat messages to token ids with slots where pictures and sound belong.
+
+The published chat template is ``<|role|>content<|end|>`` per message, then ``<|assistant|>``; a
+system message with tools puts ``<|tool|>JSON<|/tool|>`` before its ``<|end|>``. A model whose own template opens with
+a system text gets that, too (``chat_template.py``).
+"""
+
+import base64
+import binascii
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from ..errors import MediaError, PromptError
+from .chat_template import Opening
+from .tokenizer import END, WHITE_SPACE, SpecialToken, Tokenizer
+
+ROLES = ("system", "user", "assistant", "tool", "tool_response")
+KINDS = {"image": "picture", "audio": "recording"}
+PLACEHOLDER = re.compile(r"<\|(image|audio)_\d+\|>")  # the number is ignored, as published
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one picture or recording; ``source`` is set where a content part brought it."""
+
+    kind: str
+    source: Any = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids with slots between them, and the media in order of their slots."""
+
+    parts: list[int | Slot]
+    images: list
+    audios: list
+
+
+def build_prompt(
+    tokenizer: Tokenizer,
+    prompt: str | list[dict],
+    images: list,
+    audios: list,
+    *,
+    system: str | None = None,
+    raw: bool = False,
+) -> Prompt:
+    """Apply the template, encode, and match media with placeholders in order of appearance.
+
+    Without any placeholder, pictures and then recordings go in front of the first user message
+    (of a raw string: in front of it all). Raises PromptError where counts differ.
+    """
+    in_front = [Slot("image")] * len(images) + [Slot("audio")] * len(audios)
+    if raw:
+        pieces, front = _raw_parts(tokenizer, prompt, system), 0
+    else:
+        pieces = _pieces(tokenizer, _opened(_messages(prompt, system), tokenizer.opening))
+        front = pieces.index(tokenizer.special["<|user|>"]) + 1
+    slots = [piece for piece in pieces if isinstance(piece, Slot)]
+    if not slots:
+        pieces = pieces[:front] + in_front + pieces[front:]
+    parts = pieces if raw else _encode(tokenizer, pieces)
+    if not slots:
+        return Prompt(parts, images, audios)
+    if (images or audios) and any(slot.source is not None for slot in slots):
+        raise PromptError("media come both from content parts and from images= or audios=; use one of the two")
+    return Prompt(parts, _matched("image", slots, images), _matched("audio", slots, audios))
+
+
+def _matched(kind: str, slots: list[Slot], given: list) -> list:
+    own = [slot for slot in slots if slot.kind == kind]
+    sources = [slot.source for slot in own if slot.source is not None]
+    media = sources or given
+    if len(own) != len(media):
+        raise PromptError(
+            f"the prompt has {len(own)} {KINDS[kind]} placeholder(s) for {len(media)} "
+            f"{KINDS[kind]}(s); each needs its own, or leave all out to have the media put in front"
+        )
+    return media
+
+
+def _raw_parts(tokenizer: Tokenizer, prompt, system) -> list[int | Slot]:
+    """A string as it stands: encoded whole, as the published processor does."""
+    if not isinstance(prompt, str) or system is not None:
+        raise PromptError("raw takes one string, without messages or a system prompt")
+    tokens = {"image": tokenizer.image_token, "audio": tokenizer.audio_token}
+    joined = PLACEHOLDER.sub(
+        lambda m: tokens[m[1]].content if tokens[m[1]] else m[0],
+        prompt,
+    )
+    slots = {token.id: Slot(kind) for kind, token in tokens.items() if token}
+    parts = [slots.get(id, id) for id in tokenizer.encode(joined)]
+    if not parts:
+        raise PromptError("the prompt is empty")
+    return parts
+
+
+def _messages(prompt, system: str | None) -> list[dict]:
+    if isinstance(prompt, str):
+        messages = [{"role": "user", "content": prompt}]
+    elif isinstance(prompt, list) and prompt and all(isinstance(m, dict) for m in prompt):
+        messages = prompt
+    else:
+        raise PromptError("the prompt must be a string or a list of messages (dictionaries)")
+    if system is not None:
+        if any(m.get("role") == "system" for m in messages):
+            raise PromptError("the messages hold a system message already; leave out system=")
+        messages = [{"role": "system", "content": system}, *messages]
+    for message in messages:
+        if message.get("role") not in ROLES:
+            raise PromptError(f"a message has role {message.get('role')!r}, expected {', '.join(ROLES)}")
+    if not any(m["role"] == "user" for m in messages):
+        raise PromptError("the messages hold no user message")
+    return messages
+
+
+def _opened(messages: list[dict], opening: Opening) -> list[dict]:
+    """Put the model's own system text, if it has one, where its chat template puts it."""
+    if not opening.alone:
+        return messages
+    first = messages[0]
+    if first["role"] != "system":
+        return [{"role": "system", "content": opening.alone}, *messages]
+    content = first.get("content") or ""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return [first | {"content": [{"type": "text", "text": opening.before}, *parts]}, *messages[1:]]
+
+
+def _pieces(tokenizer: Tokenizer, messages: list[dict]) -> list[SpecialToken | str | Slot]:
+    """The template's tokens, the contents' text (adjacent texts joined) and the slots."""
+    pieces: list[SpecialToken | str | Slot] = []
+
+    def add(piece: SpecialToken | str | Slot):
+        if isinstance(piece, str) and pieces and isinstance(pieces[-1], str):
+            pieces[-1] += piece
+        else:
+            pieces.append(piece)
+
+    def token(content: str) -> SpecialToken:
+        if content not in tokenizer.special:
+            raise PromptError(f"this model's tokenizer has no {content}")
+        return tokenizer.special[content]
+
+    for message in messages:
+        add(token(f"<|{message['role']}|>"))
+        for piece in _content(message.get("content")):
+            add(piece)
+        tools = message.get("tools")
+        if message["role"] == "system" and tools is not None:
+            add(token("<|tool|>"))
+            add(_tools(tools))
+            add(token("<|/tool|>"))
+        add(token(END))
+    add(token("<|assistant|>"))
+    return pieces
+
+
+def _tools(tools) -> str:
+    try:
+        return tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise PromptError(f"a message's tools cannot be written as JSON: {error}") from None
+
+
+def _encode(tokenizer: Tokenizer, pieces: list[SpecialToken | str | Slot]) -> list[int | Slot]:
+    """Encode text plainly, without the white space that a neighbouring token swallows."""
+    slot_tokens = {"image": tokenizer.image_token, "audio": tokenizer.audio_token}
+
+    def neighbour(i: int) -> SpecialToken | None:
+        piece = pieces[i] if 0 <= i < len(pieces) else None
+        return slot_tokens[piece.kind] if isinstance(piece, Slot) else piece
+
+    parts: list[int | Slot] = []
+    for i, piece in enumerate(pieces):
+        if isinstance(piece, str):
+            before, after = neighbour(i - 1), neighbour(i + 1)
+            piece = piece.lstrip(WHITE_SPACE) if before and before.rstrip else piece
+            piece = piece.rstrip(WHITE_SPACE) if after and after.lstrip else piece
+            parts += tokenizer.encode_plain(piece)
+        else:
+            parts.append(piece.id if isinstance(piece, SpecialToken) else piece)
+    return parts
+
+
+def _content(content) -> list[str | Slot]:
+    """A message's content: a string, or a list of OpenAI-style parts."""
+    if content is None:
+        return []
+    if isinstance(content, str):
+        return _split(content)
+    if not isinstance(content, list):
+        raise PromptError(f"a message's content is a {type(content).__name__}, expected a string")
+    pieces: list[str | Slot] = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(part, str) or kind in ("text", "input_text"):
+            text = part if isinstance(part, str) else part.get("text")
+            if not isinstance(text, str):
+                raise PromptError(f"a content part of type {kind} needs a string under 'text'")
+            pieces += _split(text)
+        elif kind in ("image", "image_url", "input_image"):
+            pieces.append(Slot("image", _source(part, "image", "image_url")))
+        elif kind in ("audio", "audio_url", "input_audio"):
+            pieces.append(Slot("audio", _source(part, "audio", "audio_url", "input_audio")))
+        else:
+            raise PromptError(f"a content part has type {kind!r}, expected text, image or audio")
+    return pieces
+
+
+def _split(text: str) -> list[str | Slot]:
+    """Cut text at the placeholders that stand in it."""
+    pieces: list[str | Slot] = []
+    end = 0
+    for found in PLACEHOLDER.finditer(text):
+        pieces += [text[end : found.start()], Slot(found[1])]
+        end = found.end()
+    return [piece for piece in [*pieces, text[end:]] if piece != ""]
+
+
+def _source(part: dict, *keys: str):
+    """The picture or sound of a content part; None if it only marks a place."""
+    value = next((part[key] for key in (*keys, "path", "url") if part.get(key) is not None), None)
+    if isinstance(value, dict):
+        if "data" in value:
+            return _from_base64(value["data"])
+        value = value.get("url") or value.get("path")
+    return _from_url(value) if isinstance(value, str) else value
+
+
+def _from_url(url: str):
+    parts = urlsplit(url)
+    if parts.scheme == "data":
+        return _from_base64(url.partition(",")[2])
+    if parts.scheme == "file":
+        return unquote(parts.path)
+    if parts.scheme in ("http", "https"):
+        raise MediaError(f"{url[:80]}: download it first; addresses are never fetched")
+    return url
+
+
+def _from_base64(data: str) -> bytes:
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise MediaError(f"a content part's data is not base64: {error}") from None

@@ -1,0 +1,157 @@
+"""The checkpoint's own ``tokenizer.json``, and encoding that content cannot use to forge roles."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import Config, read_json
+from ..errors import CheckpointError, ConfigError, PromptError
+from .chat_template import read_opening
+
+END = "<|end|>"
+END_OF_TEXT = "<|endoftext|>"
+# Microsoft's name of the placeholder token first, then Transformers'
+IMAGE_TOKENS = ("<|endoftext10|>", "<|image|>")
+AUDIO_TOKENS = ("<|endoftext11|>", "<|audio|>")
+
+# Unicode's White_Space, which is what the tokenizers library strips beside a token; Python's own
+# str.strip takes four control characters more
+WHITE_SPACE = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
+
+
+@dataclass(frozen=True)
+class SpecialToken:
+    """An added token; ``lstrip`` and ``rstrip`` say on which sides it swallows white space."""
+
+    content: str
+    id: int
+    lstrip: bool
+    rstrip: bool
+
+
+class Tokenizer:
+    """A ``tokenizers.Tokenizer`` with the ids that this model family needs, looked up by string."""
+
+    def __init__(self, folder: Path, config: Config):
+        """Read ``tokenizer.json``. Raises CheckpointError or ConfigError if it cannot serve."""
+        import tokenizers
+
+        path = folder / "tokenizer.json"
+        try:
+            # as text: a second parse in the library costs less than rebuilding its JSON
+            text = path.read_text(encoding="utf-8")
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
+            added = json.loads(text).get("added_tokens", [])
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing") from None
+        except Exception as error:  # the library raises bare Exception for a malformed file
+            raise CheckpointError(f"{path} cannot be read: {error}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.special = {
+            token["content"]: SpecialToken(
+                token["content"],
+                token["id"],
+                token.get("lstrip", False),
+                token.get("rstrip", False),
+            )
+            for token in added
+        }
+        self._special_ids = {token.id for token in self.special.values()}
+        missing = [s for s in (END, "<|user|>", "<|assistant|>") if s not in self.special]
+        if missing:
+            raise ConfigError(f"{path} lacks {', '.join(missing)}: not a Phi-4 tokenizer")
+        self.opening = read_opening(folder)
+        self.stop_ids = self._stop_ids(folder)
+        end_of_text = self.special.get(END_OF_TEXT, self.special[END])
+        self.pad_id = end_of_text.id
+        self.image_token = self._placeholder(IMAGE_TOKENS, config.image_token_id)
+        self.audio_token = self._placeholder(AUDIO_TOKENS, config.audio_token_id)
+        absent = "image" if self.image_token is None else "audio"
+        if config.multimodal and None in (self.image_token, self.audio_token):
+            raise ConfigError(f"{path} has no {absent} placeholder token")
+
+    def _placeholder(self, names: tuple[str, ...], from_config: int | None) -> SpecialToken | None:
+        """By string; by the config's id only where the tokenizer knows neither string."""
+        for name in names:
+            if name in self.special:
+                return self.special[name]
+        for token in self.special.values():
+            if token.id == from_config:
+                return token
+        return None
+
+    def _stop_ids(self, folder: Path) -> frozenset[int]:
+        """``<|end|>``, ``<|endoftext|>`` and whatever the generation config adds."""
+        stops = {self.special[s].id for s in (END, END_OF_TEXT) if s in self.special}
+        path = folder / "generation_config.json"
+        if path.exists():
+            extra = read_json(path).get("eos_token_id") or []
+            extra = extra if isinstance(extra, list) else [extra]
+            if not all(type(token) is int for token in extra):
+                raise ConfigError(f"{path}: eos_token_id is {extra}, expected integers")
+            stops.update(extra)
+        return frozenset(stops)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a string in which special tokens count, as the published joined encoding.
+
+        Raises PromptError for text that is not Unicode: half a surrogate pair, from undecodable bytes.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise PromptError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from None
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of a string in which no special token counts, whatever it spells."""
+        ids = self.encode(text)
+        if self._special_ids.isdisjoint(ids):
+            return ids
+        if self._tokenizer.normalizer is not None:
+            text = self._tokenizer.normalizer.normalize_str(text)
+        pieces = self._tokenizer.pre_tokenizer.pre_tokenize_str(text)
+        return [id for piece, _ in pieces for id in self._piece(piece)]
+
+    def _piece(self, piece: str) -> list[int]:
+        ids = [token.id for token in self._tokenizer.model.tokenize(piece)]
+        if self._special_ids.isdisjoint(ids) or len(piece) == 1:
+            return ids
+        # the vocabulary itself holds the special string: halves of it do not spell it
+        half = len(piece) // 2
+        return self._piece(piece[:half]) + self._piece(piece[half:])
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids, special tokens left out."""
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def detokenizer(self) -> "Detokenizer":
+        """A fresh streaming decoder."""
+        return Detokenizer(self)
+
+
+class Detokenizer:
+    """Turns tokens into text as they come; the pieces join to ``Tokenizer.decode`` of them all."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        from tokenizers.decoders import DecodeStream
+
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self.tokens: list[int] = []
+        self._sent = 0
+
+    def add(self, token: int) -> str:
+        """The new piece of text; empty while a character's bytes are not all there."""
+        self.tokens.append(token)
+        piece = self._stream.step(self._tokenizer._tokenizer, token) or ""
+        self._sent += len(piece)
+        return piece
+
+    def finish(self) -> str:
+        """What was held back: the bytes of an unfinished character, as replacement characters."""
+        return self._tokenizer.decode(self.tokens)[self._sent :]
