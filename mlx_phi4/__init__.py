@@ -30,7 +30,7 @@ _HOME = {
     "Processor": "inputs.processor",
     "Inputs": "inputs.processor",
     "Phi4": "model",
-    "Mode": "decoder.adapters",
+    "Mode": "modalities",
     "Phi4Error": "errors",
 }
 __all__ = sorted(_HOME)

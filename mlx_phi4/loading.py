@@ -11,6 +11,8 @@ import mlx.core as mx
 
 from .checkpoint.weights import Shard, check_layout, load_weights, read_shards
 from .config import Config, read_json
+from .decoder.adapters import LoRA
+from .device import exclusive, wire_memory
 from .errors import CheckpointError, Phi4Error
 from .inputs.processor import Processor
 from .inputs.tokenizer import Tokenizer
@@ -53,11 +55,16 @@ def load(
     folder = find_folder(path_or_hub_id, revision)
     config, shards = read_checkpoint(folder)
     tokenizer = Tokenizer(folder, config)
-    model = Phi4(config)
-    load_weights(model, folder, shards, _dtype(dtype))
-    model.eval()
-    if not lazy:
-        mx.eval(model.parameters())
+    with exclusive():
+        model = Phi4(config)
+        load_weights(model, folder, shards, _dtype(dtype))
+        for module in model.modules():
+            if isinstance(module, LoRA):
+                module.fold_scale()
+        model.eval()
+        if not lazy:
+            mx.eval(model.parameters())
+    wire_memory()
     return model, Processor(config, tokenizer)
 
 

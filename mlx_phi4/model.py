@@ -1,91 +1,117 @@
 """Phi-4: encoders, merge and decoder. A text-only model is the same class without encoders."""
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
 
-from .audio.encoder import AudioEncoder
-from .audio.preprocess import Clip
-from .audio.projector import AudioProjector
 from .config import Config
-from .decoder.adapters import ROUTES, Mode
 from .decoder.decoder import Decoder
-from .decoder.state import DecodeState
-from .generation.media_cache import MediaCache
-from .inputs.processor import Inputs
-from .vision.encoder import VisionEncoder
-from .vision.preprocess import Picture
-from .vision.projector import VisionProjector
+from .decoder.state import RowState, Run
+from .device import exclusive
+from .inputs.processor import Inputs, Row
+from .modalities import MODALITIES, Medium, modality_of
 
 
 class Phi4(nn.Module):
-    """The whole model. It is never changed by a request: see ``state.DecodeState``."""
+    """The whole model. It is never changed by a request: see ``decoder.state.RowState``."""
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        decoder, vision, audio = config.decoder, config.vision, config.audio
+        decoder = config.decoder
         self.model = Decoder(decoder, config.adapters)
         if not decoder.tie_word_embeddings:
             self.lm_head = nn.Linear(decoder.hidden_size, decoder.vocab_size, bias=False)
-        if vision is not None:
-            self.vision_encoder = VisionEncoder(vision)
-            self.vision_projector = VisionProjector(vision.hidden_size, decoder.hidden_size)
-        if audio is not None:
-            self.audio_encoder = AudioEncoder(audio)
-            self.audio_projectors = {
-                name: AudioProjector(audio.hidden_size, decoder.hidden_size)
-                for _, name in ROUTES.values()
-                if name is not None
-            }
+        self._modules_of: dict[str, list[str]] = {}  # names of modules by kind of medium
+        for kind, modality in MODALITIES.items():
+            made = modality.modules(config) if modality.held(config) else {}
+            self._modules_of[kind] = list(made)
+            for name, module in made.items():
+                setattr(self, name, module)
+        self._ready: set[str | None] = set()  # parts whose weights are read and computed
 
     def __call__(self, inputs: Inputs) -> mx.array:
-        """Logits (B, L, V) of a full forward pass without a cache.
+        """Logits (B, L, V) of a full forward pass without a cache, rows aligned at the right as their ids are.
 
-        Left-padding columns of a batch hold nothing of use.
+        Left-padding columns of a batch are zeros.
         """
-        return self.logits(self.model(self.embed(inputs), self.new_state(inputs)))
+        rows = inputs.rows
+        order = sorted(range(len(rows)), key=lambda row: rows[row].adapter or "")
+        runs = [Run(self.new_state(rows[i]), len(rows[i].ids), len(rows[i].ids)) for i in order]
+        h = mx.concatenate([self.embed(rows[i]) for i in order], axis=1)
+        logits, position = self.forward(h, runs)[0], 0
+        found: list[mx.array] = [None] * len(rows)
+        width = inputs.input_ids.shape[1]
+        for i, run in zip(order, runs, strict=True):
+            found[i] = mx.pad(logits[position : position + run.count], [(width - run.count, 0), (0, 0)])
+            position += run.count
+        return mx.stack(found)
+
+    def forward(self, h: mx.array, runs: list[Run]) -> mx.array | None:
+        """Embeddings (1, T, D) of the runs' tokens -> logits (1, A, V) of the asked ones, or None; states move on."""
+        self.read({run.state.adapter for run in runs})
+        hidden = self.model(h, runs)
+        return None if hidden is None else self.logits(hidden)
 
     def logits(self, h: mx.array) -> mx.array:
-        """Hidden states (B, L, D) -> (B, L, V)."""
+        """Hidden states (1, A, D) -> (1, A, V)."""
         if "lm_head" in self:
             return self.lm_head(h)
         return self.model.embed_tokens.as_linear(h)
 
-    def embed(self, inputs: Inputs, cache: MediaCache | None = None, start: int = 0) -> mx.array:
-        """Token embeddings (B, L, D) with pictures and sound in their places, from ``cache`` where it has them.
+    def embed(self, row: Row, start: int = 0, stop: int | None = None, features: dict | None = None) -> mx.array:
+        """Embeddings (1, n, D) of a row's tokens [start, stop), with its media in their places.
 
-        Media that end before column ``start`` are left out: their keys are known already.
+        ``features`` holds embeddings of media by the token that they begin at, see ``embed_medium``; those that are
+        needed and not there are computed, and not kept.
         """
-        h = self.model.embed_tokens(inputs.input_ids)
-        for media in inputs.media:
-            if media.start + media.item.tokens <= start:
+        stop = len(row.ids) if stop is None else stop
+        self.read({None})
+        h = self.model.embed_tokens(mx.array(np.asarray(row.ids[start:stop], np.int32))[None])
+        for first, item in row.media:
+            end = first + item.tokens
+            if end <= start or first >= stop:
                 continue
-            features = self.embed_media(media.item, inputs.modes[media.row], cache).astype(h.dtype)
-            h[media.row, media.start : media.start + media.item.tokens] = features
+            part = (features or {}).get(first)
+            part = self.embed_medium(item, row.mode) if part is None else part
+            here = slice(max(first - start, 0), min(end, stop) - start)
+            h[:, here] = part[max(start - first, 0) : stop - first].astype(h.dtype)
         return h
 
-    def embed_media(self, item: Picture | Clip, mode: Mode, cache: MediaCache | None = None) -> mx.array:
-        """One picture or clip as (tokens, D); a clip is projected as its request's mode asks."""
-        key = (item.key, projector_of(item, mode))
-        features = cache.get(self, key) if cache is not None else None
-        if features is None:
-            features = self._encode(item, key[1])
-            if cache is not None:
-                cache.put(key, features)
-        return features
+    def embed_medium(self, item: Medium, mode: str) -> mx.array:
+        """One medium as (tokens, D); some are projected as their request's mode asks."""
+        modality = modality_of(item)
+        self.read({f"media {modality.kind}"})
+        return modality.encode(self, item, modality.projector(mode))
 
-    def _encode(self, item: Picture | Clip, projector: str) -> mx.array:
-        if isinstance(item, Picture):
-            return self.vision_projector(self.vision_encoder(item), item)
-        return self.audio_projectors[projector](self.audio_encoder(item.features))
-
-    def new_state(self, inputs: Inputs, cache: list | None = None, *, long: bool = False) -> DecodeState:
-        """A fresh state for these rows. A row's regime follows from its own length; ``long`` makes all of them long."""
+    def new_state(self, row: Row, caches: list | None = None, *, long: bool = False) -> RowState:
+        """A fresh state for a row. Its RoPE regime follows from its length; ``long`` makes it the long one anyway."""
         original = self.config.decoder.rope.original_max_position_embeddings
-        regimes = tuple(long or length > original for length in inputs.lengths)
-        return DecodeState(inputs.modes, inputs.padding, regimes, cache)
+        return RowState(row.adapter, long or len(row.ids) > original, caches)
 
+    def read(self, parts: Sequence[str | None]) -> None:
+        """Have the weights of parts in memory: the decoder (None), its adapters by name, "media" and a kind's modules.
 
-def projector_of(item: Picture | Clip, mode: Mode) -> str:
-    """The projector that a picture or clip passes in a request of this mode."""
-    return "picture" if isinstance(item, Picture) else ROUTES[mode][1]
+        They are computed once, by whichever thread comes first: a lazy array must not be computed by two at once.
+        """
+        for part in set(parts) - self._ready:
+            with exclusive():
+                for module in self._modules(part):
+                    weights = tree_flatten(module.parameters())
+                    if part in self.config.adapters:
+                        weights = [(name, w) for name, w in weights if f".lora.{part}." in name]
+                    elif part is None:
+                        weights = [(name, w) for name, w in weights if ".lora." not in name]
+                    mx.eval([weight for _, weight in weights])
+                self._ready.add(part)
+
+    def _modules(self, part: str | None) -> list[nn.Module]:
+        """Where the weights of a part lie, in pieces that are read one by one."""
+        if part is not None and part.startswith("media "):
+            found = [self[name] for name in self._modules_of[part.removeprefix("media ")]]
+            return [m for each in found for m in ([each] if isinstance(each, nn.Module) else each.values())]
+        head = [self.lm_head] if "lm_head" in self else []
+        return [*self.model.layers, *([self.model.embed_tokens, self.model.norm, *head] if part is None else [])]

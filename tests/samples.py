@@ -5,6 +5,9 @@ import dataclasses
 from cases import clip, picture
 
 from mlx_phi4 import Request, stream_generate
+from mlx_phi4.generation.batch import Batch
+from mlx_phi4.generation.options import GenerationOptions
+from mlx_phi4.generation.sequence import Sequence
 
 PICTURE, OTHER = picture(90, 90), picture(90, 90, seed=3)
 SOUND = (clip(0.6), 16_000)
@@ -16,9 +19,34 @@ MODES = {
 }
 
 
+def sequence_of(processor, request, text=True, **options):
+    """A sequence of a request; without ``text`` only ``max_tokens`` ends it."""
+    options = GenerationOptions(**(options | (request.options or {})))
+    return Sequence(processor.row(request), options, processor.tokenizer if text else None)
+
+
+def run(batch):
+    """Step until nothing is left; the tokens of each step."""
+    steps = []
+    while batch.active:
+        steps.append(batch.step())
+    return steps
+
+
+def decoded(model, *sequences):
+    """Run sequences in one batch to their ends, keeping their states; the batch."""
+    batch = Batch(model)
+    for sequence in sequences:
+        batch.admit(sequence)
+        sequence.leave = lambda: None
+    run(batch)
+    return batch
+
+
 def tokens_of(model, processor, request, **options):
     """The tokens of a request alone, and its last response."""
     named = dataclasses.asdict(request)
-    named.pop("options")
+    for name in ("options", "media"):
+        named.pop(name)
     responses = list(stream_generate(model, processor, **named, **options))
     return [response.token for response in responses], responses[-1]

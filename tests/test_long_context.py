@@ -8,11 +8,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from cases import LONG_CASES, picture
+from samples import decoded, sequence_of
 
 import mlx_phi4
 from mlx_phi4 import Request
 from mlx_phi4.config import Config
-from mlx_phi4.generation.batch import Generation, RowOptions
+from mlx_phi4.decoder.state import Run
 
 DATA = Path(__file__).parent / "golden" / "data"
 ORIGINAL = 60  # tokens; a small one makes the test quick
@@ -31,10 +32,10 @@ def small_context(checkpoint, tmp_path_factory):
 def stepwise(model, processor, request, count):
     """Greedy tokens by whole forward passes without a cache, as the reference makes them."""
     inputs = processor.batch([request])
-    h, ids, tokens = model.embed(inputs), inputs.input_ids, []
+    h, ids, tokens = model.embed(inputs.rows[0]), inputs.input_ids, []
     for _ in range(count):
-        state = model.new_state(mlx_phi4.Inputs(ids, (0,), inputs.modes))
-        tokens.append(model.logits(model.model(h, state))[0, -1].argmax().item())
+        state = model.new_state(mlx_phi4.Inputs(ids, (0,), inputs.modes).rows[0])
+        tokens.append(model.forward(h, [Run(state, h.shape[1], 1)])[0, -1].argmax().item())
         if tokens[-1] in processor.tokenizer.stop_ids:
             break
         ids = mx.concatenate([ids, mx.array([tokens[-1:]], dtype=mx.int32)], axis=1)
@@ -51,16 +52,16 @@ def test_regime_changes_after_the_original_context(small_context):
     for length, long in ((ORIGINAL, False), (ORIGINAL + 1, True)):
         inputs = processor("x" * length, raw=True)
         inputs = mlx_phi4.Inputs(inputs.input_ids[:, :length], (0,), inputs.modes)
-        assert model.new_state(inputs).long == (long,)
+        assert model.new_state(inputs.rows[0]).long == long
 
 
 def test_the_tables_differ_where_it_matters(small_context):
     model, processor = small_context
     inputs = processor("Tell me of the sea.")
-    h = model.embed(inputs)
-    short, long = model.new_state(inputs), model.new_state(inputs)
-    long.long = (True,)
-    assert mx.abs(model.model(h, short) - model.model(h, long)).max().item() > 0.05
+    row, count = inputs.rows[0], inputs.lengths[0]
+    short, long = (model.new_state(row, long=long) for long in (False, True))
+    hidden = [model.forward(model.embed(row), [Run(state, count, count)]) for state in (short, long)]
+    assert mx.abs(hidden[0] - hidden[1]).max().item() > 0.05
 
 
 def test_generation_across_the_boundary_equals_full_passes(small_context):
@@ -105,9 +106,9 @@ def test_rotation_keeps_the_other_dimensions(loaded):
 
     model, _ = loaded()
     config = model.config.decoder
-    rope = LongRope(config.rope, config.head_dim)
+    rope = LongRope(config.rope)
     x = mx.random.normal((1, 3, 2, config.head_dim))
-    turned = rotate(x, rope.rotation(mx.array([[0, 5, 9]]), (False,), mx.float32), config.rope.dims)
+    turned = rotate(x[:], rope.rotation([(0, 1, False), (5, 2, True)], mx.float32), 2, config.rope.dims)
     rest = config.rope.dims
     assert np.array_equal(np.array(turned[..., rest:]), np.array(x[..., rest:]))
     assert np.allclose(np.array(turned[:, 0, :, :rest]), np.array(x[:, 0, :, :rest]) * config.rope.scale, atol=1e-6)
@@ -122,10 +123,11 @@ def test_greedy_tokens_equal_the_references_across_4096(loaded, name):
     expected, margin = golden[f"{name}/tokens"].tolist(), golden[f"{name}/margin"]
     # the text case in full; the others as far as shows that the change of tables was right
     count = len(expected) if name == "long_text" else 120
-    inputs = processor(case.chat(), case.images(), [(audio, 16_000) for audio in case.audios()])
-    generation = Generation(model, inputs, [RowOptions(max_tokens=count)])
-    tokens = [step[0].token for step in generation.steps()]
-    assert generation.state.long == (True,)
+    request = Request(case.chat(), case.images(), [(audio, 16_000) for audio in case.audios()])
+    sequence = sequence_of(processor, request, text=False, max_tokens=count)
+    decoded(model, sequence)
+    tokens = sequence.tokens
+    assert sequence.state.long
     different = [i for i, (ours, theirs) in enumerate(zip(tokens, expected, strict=False)) if ours != theirs]
     # from a near tie on, the two go separate ways
     assert not different or margin[different[0]] < 0.02, different[0]

@@ -101,7 +101,7 @@ def test_audio(loaded, size):
 @pytest.mark.parametrize("size", ["reduced", "wide"])
 def test_merge(loaded, size):
     model, processor = loaded("microsoft", size)
-    merged = np.array(model.embed(inputs_of(processor, "picture_clip"))[0])[:: STRIDES["merged"]]
+    merged = np.array(model.embed(inputs_of(processor, "picture_clip").rows[0])[0])[:: STRIDES["merged"]]
     assert np.abs(merged - stage(size, "merged/picture_clip")).max() <= 0.1
 
 

@@ -8,6 +8,8 @@ from samples import MODES, OTHER, PICTURE, SOUND, tokens_of
 
 import mlx_phi4
 from mlx_phi4 import MediaCache, Phi4Error, PromptCache, Request, cache_prompt, generate, stream_generate
+from mlx_phi4.decoder.state import Run
+from mlx_phi4.modalities import projector_of
 
 
 @pytest.fixture
@@ -15,8 +17,13 @@ def spy(loaded, monkeypatch):
     """How many pictures and clips were encoded."""
     model, _ = loaded()
     counts = []
-    encode = type(model)._encode
-    monkeypatch.setattr(type(model), "_encode", lambda self, item, key: counts.append(key) or encode(self, item, key))
+    embed = type(model).embed_medium
+
+    def counted(self, item, mode):
+        counts.append(projector_of(item, mode))
+        return embed(self, item, mode)
+
+    monkeypatch.setattr(type(model), "embed_medium", counted)
     return counts
 
 
@@ -101,11 +108,12 @@ def test_reuse_across_the_original_context(checkpoint, tmp_path):
     crossing, _ = tokens_of(*pair, Request(short), max_tokens=30)
     cache = PromptCache()
     assert [r.token for r in stream_generate(*pair, short, max_tokens=30, prompt_cache=cache)] == crossing
-    assert cache.state.long == (True,)
+    assert cache.state.long
     always, _ = tokens_of(*pair, Request(short), max_tokens=3, rope="long")
     inputs = pair[1](short)
-    state = pair[0].new_state(inputs, long=True)
-    assert always[0] == pair[0].logits(pair[0].model(pair[0].embed(inputs), state))[0, -1].argmax().item()
+    row = inputs.rows[0]
+    logits = pair[0].forward(pair[0].embed(row), [Run(pair[0].new_state(row, long=True), len(row.ids), 1)])
+    assert always[0] == logits[0, -1].argmax().item()
 
 
 def test_interrupted_generation_leaves_a_usable_cache(loaded):
@@ -161,7 +169,7 @@ def test_cache_files_of_others_are_refused(loaded, tmp_path, monkeypatch):
     model, processor = loaded()
     path = tmp_path / "prompt.safetensors"
     cache_prompt(model, processor, "Hi", images=[PICTURE]).save(path, model)
-    with pytest.raises(Phi4Error, match="vision mode"):
+    with pytest.raises(Phi4Error, match="vision adapter"):
         generate(model, processor, "Hi", prompt_cache=PromptCache.load(path, model))
     with pytest.raises(Phi4Error, match="--kv options"):
         generate(
@@ -170,10 +178,10 @@ def test_cache_files_of_others_are_refused(loaded, tmp_path, monkeypatch):
     with pytest.raises(Phi4Error, match="another model"):
         PromptCache.load(path, loaded("microsoft", "wide")[0])
     mx.save_safetensors(str(tmp_path / "x.safetensors"), {"a": mx.zeros(1)})
-    with pytest.raises(Phi4Error, match="not a prompt-cache file"):
+    with pytest.raises(Phi4Error, match="not a prompt cache"):
         PromptCache.load(tmp_path / "x.safetensors", model)
     with monkeypatch.context() as patch:
-        patch.setattr("mlx_phi4.prompt_cache.FORMAT", "of another time")
+        patch.setattr("mlx_phi4.generation.prompt_cache.FILE_FORMAT", "of another time")
         with pytest.raises(Phi4Error, match="this version"):
             PromptCache.load(path, model)
     (tmp_path / "junk.safetensors").write_bytes(b"junk")

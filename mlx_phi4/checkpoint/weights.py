@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..config import Config, read_json
+from ..device import cpu_stream
 from ..errors import CheckpointError
 from . import names
 
@@ -129,7 +130,9 @@ def locate(config: Config, folder: Path, shards: list[Shard]) -> tuple[dict[str,
 def _collect(config: Config, folder: Path, shards: list[Shard]):
     """All tensors under their new names, and the names that no table knows."""
     places, unexpected = locate(config, folder, shards)
-    files = {path: mx.load(str(path)) for path in dict.fromkeys(path for path, _ in places.values())}
+    files = {
+        path: mx.load(str(path), stream=cpu_stream()) for path in dict.fromkeys(path for path, _ in places.values())
+    }
     weights = {new: files[path][name] for new, (path, name) in places.items()}
     if config.layout in names.TABLES:
         weights = {name: names.to_mlx_axes(name, weight) for name, weight in weights.items()}

@@ -1,11 +1,11 @@
-"""Modes, the routing table and the routed linear layer: a mixture of LoRAs, never merged.
+"""The routed linear layer: a frozen base and the adapters that rows may add to it, never merged.
 
-Report section 2.2: each modality brings one LoRA on the four linears of every decoder layer, the
-base stays frozen, and text alone uses the base as it is.
+Report section 2.2: each modality brings one LoRA on the four linears of every decoder layer, the base stays frozen,
+and text alone uses the base as it is.
 """
 
+import math
 from dataclasses import dataclass
-from enum import Enum
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,60 +13,35 @@ import mlx.nn as nn
 from ..config import LoRAConfig
 
 
-class Mode(str, Enum):
-    """What a request holds besides text; it decides the route."""
-
-    TEXT = "text"
-    VISION = "vision"
-    SPEECH = "speech"
-    VISION_SPEECH = "vision-speech"
-
-    def __str__(self):
-        return self.value
-
-    @classmethod
-    def of(cls, pictures: int, clips: int) -> "Mode":
-        """The mode of a request with so many pictures and clips."""
-        if pictures:
-            return cls.VISION_SPEECH if clips else cls.VISION
-        return cls.SPEECH if clips else cls.TEXT
-
-
-# Mode -> (adapter in the decoder, audio projector). Never two adapters at once.
-ROUTES: dict[Mode, tuple[str | None, str | None]] = {
-    Mode.TEXT: (None, None),
-    Mode.VISION: ("vision", None),
-    Mode.SPEECH: ("speech", "speech"),
-    Mode.VISION_SPEECH: ("vision", "vision"),
-}
-
-
 @dataclass(frozen=True)
 class Route:
-    """Which rows of a batch pass through which adapter, made once on the host.
+    """Which contiguous slice of a step's T tokens passes which adapter, made once on the host.
 
-    ``groups`` holds pairs (adapter, rows); rows None means every row. Text rows are in no group.
+    ``slices`` holds triples (adapter, first token, token after the last). Tokens in no slice pass the base alone;
+    ``length`` is T.
     """
 
-    groups: tuple[tuple[str, mx.array | None], ...] = ()
+    length: int
+    slices: tuple[tuple[str, int, int], ...] = ()
 
     @classmethod
-    def of(cls, modes: tuple[Mode, ...]) -> "Route":
-        """The route of a batch whose row i has ``modes[i]``."""
-        by_adapter: dict[str, list[int]] = {}
-        for row, mode in enumerate(modes):
-            adapter = ROUTES[mode][0]
-            if adapter is not None:
-                by_adapter.setdefault(adapter, []).append(row)
-        return cls(
-            tuple(
-                (adapter, None if len(rows) == len(modes) else mx.array(rows)) for adapter, rows in by_adapter.items()
-            )
-        )
+    def of(cls, runs: list[tuple[str | None, int]]) -> "Route":
+        """The route of runs of tokens, (adapter, tokens) each; neighbours of one adapter join."""
+        slices: list[tuple[str, int, int]] = []
+        position = 0
+        for adapter, count in runs:
+            stop = position + count
+            if adapter is not None and count:
+                if slices and slices[-1][0] == adapter and slices[-1][2] == position:
+                    slices[-1] = (adapter, slices[-1][1], stop)
+                else:
+                    slices.append((adapter, position, stop))
+            position = stop
+        return cls(position, tuple(slices))
 
 
 class LoRA(nn.Module):
-    """``alpha / rank * up(down(x))``."""
+    """``alpha / rank * up(down(x))``; a factor that is a power of two is part of ``up``, see ``fold_scale``."""
 
     def __init__(self, input_dims: int, output_dims: int, config: LoRAConfig):
         super().__init__()
@@ -74,8 +49,25 @@ class LoRA(nn.Module):
         self.up = nn.Linear(config.rank, output_dims, bias=False)
         self._scale = config.scale
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self._scale * self.up(self.down(x))
+    def fold_scale(self) -> None:
+        """Multiply ``up`` by the factor, where that changes no bit of the product: one kernel less a linear."""
+        if math.frexp(self._scale)[0] != 0.5:
+            return
+        if isinstance(self.up, nn.QuantizedLinear):
+            if self.up.mode != "affine":  # scales of the other modes are packed exponents
+                return
+            self.up.scales, self.up.biases = self.up.scales * self._scale, self.up.biases * self._scale
+        else:
+            self.up.weight = self.up.weight * self._scale
+        self._scale = 1.0
+
+    def add_to(self, y: mx.array, x: mx.array) -> mx.array:
+        """y (1, T, output_dims) with the adapter's part for x (1, T, input_dims) added."""
+        inner = self.down(x)
+        if self._scale == 1.0 and not isinstance(self.up, nn.QuantizedLinear):
+            return mx.addmm(y, inner, self.up.weight.T)
+        added = self.up(inner)
+        return y + (added if self._scale == 1.0 else self._scale * added)
 
 
 class RoutedLinear(nn.Module):
@@ -87,9 +79,11 @@ class RoutedLinear(nn.Module):
         self.lora = {name: LoRA(input_dims, output_dims, lora) for name, lora in adapters.items()}
 
     def __call__(self, x: mx.array, route: Route) -> mx.array:
-        """x (B, L, input_dims) -> (B, L, output_dims)."""
+        """x (1, T, input_dims) -> (1, T, output_dims)."""
         y = self.base(x)
-        for name, rows in route.groups:
+        for name, start, stop in route.slices:
             lora = self.lora[name]
-            y = y + lora(x) if rows is None else y.at[rows].add(lora(x[rows]))
+            if stop - start == route.length:
+                return lora.add_to(y, x)
+            y[:, start:stop] = lora.add_to(y[:, start:stop], x[:, start:stop])
         return y

@@ -1,4 +1,4 @@
-"""The decoder: RMSNorm, attention with LongRoPE and a gated MLP. It knows no pictures or sound."""
+"""The decoder: RMSNorm, attention with LongRoPE and a gated MLP, over the tokens of several rows laid end to end."""
 
 from functools import partial
 
@@ -6,9 +6,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import DecoderConfig, LoRAConfig
-from .adapters import RoutedLinear
+from .adapters import Route, RoutedLinear
+from .kv_cache import KVCache
 from .rope import LongRope, rotate
-from .state import DecodeState
+from .state import Run, Step
+
+SCORES = 1 << 26  # elements of a score matrix that is held at once; a fused kernel holds none
 
 
 class Attention(nn.Module):
@@ -23,27 +26,30 @@ class Attention(nn.Module):
         self.qkv_proj = RoutedLinear(config.hidden_size, width, adapters)
         self.o_proj = RoutedLinear(self.heads * self.head_dim, config.hidden_size, adapters)
 
-    def __call__(self, x, step, cache=None, last=False):
-        """x (B, L, D), the step's rotation, mask and route, this layer's cache -> (B, L, D).
+    def __call__(self, x: mx.array, step: Step, caches: list[KVCache | None], last: bool = False) -> mx.array | None:
+        """x (1, T, D) -> (1, T, D): projections once, attention row by row on each row's own cache.
 
-        With ``last`` all keys and values are kept, but only the last position asks: (B, 1, D).
+        With ``last`` all keys and values are kept, but only the asked positions ask: (1, A, D), or None for none.
         """
-        B, L, _ = x.shape
-        qkv = self.qkv_proj(x, step.route).reshape(B, L, -1, self.head_dim)
-        turning = self.heads + self.kv_heads
+        qkv = mx.unflatten(self.qkv_proj(x, step.route), -1, (-1, self.head_dim))
         # queries and keys turn together: one kernel instead of two
-        turned = rotate(qkv[:, :, :turning], step.rotation, self.rope_dims)
-        queries = turned[:, :, : self.heads].transpose(0, 2, 1, 3)
-        keys = turned[:, :, self.heads :].transpose(0, 2, 1, 3)
-        values = qkv[:, :, turning:].transpose(0, 2, 1, 3)
-        if cache is not None:
-            keys, values = cache.update_and_fetch(keys, values)
-        mask = step.mask
-        if last:
-            queries = queries[:, :, -1:]
-            mask = mask[..., -1:, :] if isinstance(mask, mx.array) else None
-        y = _attend(queries, keys, values, cache, self.scale, mask)
-        return self.o_proj(y.transpose(0, 2, 1, 3).flatten(2), step.route)
+        qkv = rotate(qkv, step.rotation, self.heads + self.kv_heads, self.rope_dims).transpose(0, 2, 1, 3)
+        queries, new = qkv[:, : self.heads], qkv[:, self.heads :]
+        attended = []
+        for q, kv, mask, run, cache in zip(
+            *_by_row(step.runs, queries, new), step.masks, step.runs, caches, strict=True
+        ):
+            keys, values = cache.update(kv) if cache is not None else mx.split(kv, 2, axis=1)
+            if last and run.asked < run.count:
+                if not run.asked:
+                    continue
+                q = q[:, :, -run.asked :]
+                mask = mask[-run.asked :] if isinstance(mask, mx.array) else mask if run.asked > 1 else None
+            attended.append(attend(q, keys, values, cache, self.scale, mask))
+        if not attended:
+            return None
+        y = attended[0] if len(attended) == 1 else mx.concatenate(attended, axis=2)
+        return self.o_proj(y.transpose(0, 2, 1, 3).flatten(2), step.asked_route if last else step.route)
 
 
 class MLP(nn.Module):
@@ -54,9 +60,10 @@ class MLP(nn.Module):
         self.gate_up_proj = RoutedLinear(config.hidden_size, 2 * config.intermediate_size, adapters)
         self.down_proj = RoutedLinear(config.intermediate_size, config.hidden_size, adapters)
 
-    def __call__(self, x, step):
-        gate, up = mx.split(self.gate_up_proj(x, step.route), 2, axis=-1)
-        return self.down_proj(_gated(gate, up), step.route)
+    def __call__(self, x: mx.array, route: Route) -> mx.array:
+        """x (1, T, D) -> (1, T, D)."""
+        gate, up = mx.split(self.gate_up_proj(x, route), 2, axis=-1)
+        return self.down_proj(_gated(gate, up), route)
 
 
 class Block(nn.Module):
@@ -69,10 +76,15 @@ class Block(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def __call__(self, x, step, cache=None, last=False):
-        attended = self.self_attn(self.input_layernorm(x), step, cache, last)
-        h = (x[:, -1:] if last else x) + attended
-        return h + self.mlp(self.post_attention_layernorm(h), step)
+    def __call__(self, x: mx.array, step: Step, caches: list[KVCache | None], last: bool = False) -> mx.array | None:
+        """As ``Attention``."""
+        attended = self.self_attn(self.input_layernorm(x), step, caches, last)
+        if attended is None:
+            return None
+        if last and step.asked is not None:
+            x = mx.take(x, step.asked, axis=1)
+        h = x + attended
+        return h + self.mlp(self.post_attention_layernorm(h), step.asked_route if last else step.route)
 
 
 class Decoder(nn.Module):
@@ -83,30 +95,53 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Block(config, adapters) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self._rope = LongRope(config.rope, config.head_dim)
+        self._rope = LongRope(config.rope)
 
-    def __call__(self, h: mx.array, state: DecodeState, last_only: bool = False) -> mx.array:
-        """Embeddings h (B, L, D) that follow what ``state`` has seen -> hidden states (B, L, D).
+    def __call__(self, h: mx.array, runs: list[Run]) -> mx.array | None:
+        """Embeddings h (1, T, D) of the runs' tokens -> hidden states (1, A, D) of the asked ones, in their order.
 
-        With ``last_only`` the last layer computes the last position alone: (B, 1, D), the same values.
+        The rows' states move on. None where nothing was asked; the caches hold the tokens all the same.
         """
-        step = state.step(h.shape[1], self._rope, h.dtype)
-        caches = state.cache or [None] * len(self.layers)
-        last = len(self.layers) - 1
-        for i, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
-            h = layer(h, step, cache, last=last_only and i == last)
-        return self.norm(h)
+        step = Step(runs, self._rope, h.dtype)
+        for index, layer in enumerate(self.layers):
+            h = layer(h, step, step.caches(index), last=index == len(self.layers) - 1)
+        return None if h is None else self.norm(h)
 
 
-def _attend(queries, keys, values, cache, scale, mask):
-    """Attention over arrays, or over the packed keys and values of a quantized cache."""
-    if hasattr(cache, "bits"):
-        from mlx_lm.models.base import quantized_scaled_dot_product_attention
+def attend(queries, keys, values, cache, scale: float, mask) -> mx.array:
+    """Attention (1, H, n, head_dim) over arrays, or over the packed keys and values of a quantized cache."""
+    if not isinstance(keys, tuple):
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+    # no fused kernel reads packed keys, so the scores are held: a few queries at a time
+    count, tokens = queries.shape[2], keys[0].shape[2]
+    size = max(SCORES // (queries.shape[1] * tokens), 1)
+    parts = []
+    for start in range(0, count, size):
+        stop = min(start + size, count)
+        seen = tokens - count + stop  # later keys are of later queries
+        some_keys, some_values = (tuple(part[:, :, :seen] for part in packed) for packed in (keys, values))
+        causal = "causal" if stop - start > 1 else None
+        parts.append(_attend_packed(queries[:, :, start:stop], some_keys, some_values, cache, scale, causal))
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
 
-        return quantized_scaled_dot_product_attention(
-            queries, keys, values, scale=scale, mask=mask, group_size=cache.group_size, bits=cache.bits
-        )
-    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+
+def _attend_packed(queries, keys, values, cache, scale, mask):
+    from mlx_lm.models.base import quantized_scaled_dot_product_attention
+
+    return quantized_scaled_dot_product_attention(
+        queries, keys, values, scale=scale, mask=mask, group_size=cache.group_size, bits=cache.bits
+    )
+
+
+def _by_row(runs: list[Run], *arrays: mx.array) -> list[list[mx.array]]:
+    """Cut arrays (1, H, T, head_dim) at the borders of the runs."""
+    if len(runs) == 1:
+        return [[array] for array in arrays]
+    ends, position = [], 0
+    for run in runs[:-1]:
+        position += run.count
+        ends.append(position)
+    return [mx.split(array, ends, axis=2) for array in arrays]
 
 
 @partial(mx.compile, shapeless=True)

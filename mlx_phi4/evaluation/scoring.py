@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from ..decoder.adapters import Mode
-from ..decoder.state import DecodeState
+from ..decoder.kv_cache import CacheOptions
+from ..decoder.state import RowState, Run
+from ..device import exclusive
 from ..errors import Phi4Error
 
 if TYPE_CHECKING:
     from ..model import Phi4
 
 POSITIONS = 256  # whose logits are held at once: 200 MB in float32 with 200,064 tokens
-COLUMNS = 2048  # computed at once
+STEP_TOKENS = 2048  # computed at once
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def score_continuations(
     results: dict[int, Likelihood] = {}
     for groups in _batches(_groups(model, pairs), batch_size):
         rows = [row for group in groups for row in group.rows]
-        scored = _score(model, groups, [list(pairs[row][1]) for row in rows])
+        with exclusive():
+            scored = _score(model, groups, [list(pairs[row][1]) for row in rows])
         results.update(zip(rows, scored, strict=True))
         mx.clear_cache()  # the next batch has another shape; its buffers would come on top
         if progress is not None:
@@ -70,7 +72,7 @@ def score_continuations(
 
 
 def _groups(model: "Phi4", pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[_Group]:
-    """Pairs by context and RoPE table, the longest first, so that rows of a batch are alike."""
+    """Pairs by context and RoPE table, the longest first, so that a batch of the same rows comes out the same."""
     window = model.config.decoder.max_position_embeddings
     original = model.config.decoder.rope.original_max_position_embeddings
     groups: dict[tuple, _Group] = {}
@@ -103,52 +105,76 @@ def _batches(groups: list[_Group], size: int) -> Iterator[list[_Group]]:
 
 
 def _score(model: "Phi4", groups: list[_Group], continuations: list[list[int]]) -> list[Likelihood]:
-    """Contexts padded on the left, then each one's continuations padded on the right, where no token looks."""
-    from mlx_lm.models.cache import KVCache
-
-    width = max(len(group.context) for group in groups)
-    padding = tuple(width - len(group.context) for group in groups)
-    table = np.array([(0,) * pad + group.context for pad, group in zip(padding, groups, strict=True)], np.int32)
-    caches = [KVCache() for _ in model.model.layers]
-    state = DecodeState((Mode.TEXT,) * len(groups), padding, tuple(group.long for group in groups), caches)
-    for start in range(0, width, COLUMNS):
-        h = model.model(model.model.embed_tokens(mx.array(table[:, start : start + COLUMNS])), state, last_only=True)
-        mx.eval(h, [cache.keys_and_values() for cache in state.cache])
-    of_group = [index for index, group in enumerate(groups) for _ in group.rows]
-    state.keep(of_group)  # a context's row once for each of its continuations
+    """Each context once, then each of its continuations on a copy of its state."""
+    layers = len(model.model.layers)
+    states = [RowState(None, group.long, CacheOptions().make(layers)) for group in groups]
     totals = _Totals(model, continuations)
-    totals.add(h[mx.array(of_group)], 0)
-    longest = max(map(len, continuations))
-    table = np.array([row[:-1] + [0] * (longest - max(len(row), 1)) for row in continuations], np.int32)
-    for start in range(0, longest - 1, COLUMNS):
-        columns = mx.array(table[:, start : start + COLUMNS])
-        h = model.model(model.model.embed_tokens(columns), state)
-        mx.eval(h, [cache.keys_and_values() for cache in state.cache])
-        totals.add(h, start + 1)
+    of_group = [[] for _ in groups]
+    for row, group in enumerate(index for index, group in enumerate(groups) for _ in group.rows):
+        of_group[group].append(row)
+    for h, places in _hidden(model, [(s, list(g.context)) for s, g in zip(states, groups, strict=True)], every=False):
+        pairs = [(row, index) for index, (group, _) in enumerate(places) for row in of_group[group]]
+        totals.add(h[mx.array([index for _, index in pairs])], [(row, 0) for row, _ in pairs])
+    rows = [(states[group].fork(), row) for group, members in enumerate(of_group) for row in members]
+    fed = [(state, continuations[row][:-1]) for state, row in rows]  # the last token is predicted, never read
+    for h, places in _hidden(model, fed, every=True):
+        totals.add(h, [(rows[index][1], position + 1) for index, position in places])
     return totals.results()
 
 
+def _hidden(
+    model: "Phi4", rows: list[tuple[RowState, list[int]]], every: bool
+) -> Iterator[tuple[mx.array, list[tuple[int, int]]]]:
+    """Hidden states (A, D) of rows' tokens, or of their last ones, and pairs (row, position) that say whose they are.
+
+    Rows lie end to end, ``STEP_TOKENS`` of all of them at once.
+    """
+    pieces = [
+        (index, start, tokens[start : start + STEP_TOKENS])
+        for index, (_, tokens) in enumerate(rows)
+        for start in range(0, len(tokens), STEP_TOKENS)
+    ]
+    while pieces:
+        taken, count = [], 0
+        # a row takes part in a step once, as its next piece follows what this one leaves
+        while pieces and count + len(pieces[0][2]) <= STEP_TOKENS and pieces[0][0] not in {i for i, _, _ in taken}:
+            taken.append(pieces.pop(0))
+            count += len(taken[-1][2])
+        runs, places = [], []
+        for index, start, part in taken:
+            ended = start + len(part) == len(rows[index][1])
+            asked = len(part) if every else int(ended)
+            runs.append(Run(rows[index][0], len(part), asked))
+            places += [(index, start + len(part) - asked + i) for i in range(asked)]
+        model.read({run.state.adapter for run in runs})
+        ids = mx.array(np.concatenate([part for _, _, part in taken]).astype(np.int32))
+        h = model.model(model.model.embed_tokens(ids)[None], runs)
+        mx.eval([] if h is None else h, [run.state.arrays() for run in runs])
+        if h is not None:
+            yield h[0], places
+
+
 class _Totals:
-    """Adds up the log-probabilities of the tokens of several continuations, a stretch of columns at a time."""
+    """Adds up the log-probabilities of the tokens of several continuations, some positions at a time."""
 
     def __init__(self, model: "Phi4", continuations: list[list[int]]):
         self._model, self._continuations = model, continuations
         self._logprobs = np.zeros(len(continuations))  # float64: sums over whole documents
         self._greedy = np.ones(len(continuations), bool)
 
-    def add(self, h: mx.array, first: int) -> None:
-        """Hidden states (R, L, D) that predict tokens ``first`` to ``first + L`` of each continuation."""
-        places = [
-            (row, column, target)
-            for row, tokens in enumerate(self._continuations)
-            for column, target in enumerate(tokens[first : first + h.shape[1]])
+    def add(self, h: mx.array, places: list[tuple[int, int]]) -> None:
+        """Hidden states (A, D), and which token each predicts: pairs (continuation, token)."""
+        wanted = [
+            (index, row, self._continuations[row][token])
+            for index, (row, token) in enumerate(places)
+            if token < len(self._continuations[row])
         ]
-        for start in range(0, len(places), POSITIONS):
-            rows, columns, targets = np.array(places[start : start + POSITIONS]).T
-            logits = self._model.logits(h[mx.array(rows), mx.array(columns)][None])[0].astype(mx.float32)
-            wanted = mx.array(targets)
-            logprobs = mx.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0] - mx.logsumexp(logits, axis=-1)
-            best = mx.argmax(logits, axis=-1) == wanted
+        for start in range(0, len(wanted), POSITIONS):
+            indices, rows, targets = np.array(wanted[start : start + POSITIONS]).T
+            logits = self._model.logits(h[mx.array(indices)][None])[0].astype(mx.float32)
+            targets = mx.array(targets)
+            logprobs = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0] - mx.logsumexp(logits, axis=-1)
+            best = mx.argmax(logits, axis=-1) == targets
             mx.eval(logprobs, best)
             np.add.at(self._logprobs, rows, np.array(logprobs, np.float64))
             np.logical_and.at(self._greedy, rows, np.array(best))

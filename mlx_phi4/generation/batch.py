@@ -1,227 +1,321 @@
-"""Token by token: prefill, decoding steps, rows that end, and the change of the RoPE regime.
+"""Steps over many rows at once: rows join, decode, cross into the long table, fail and leave, each by itself.
 
-The lowest rung of generation: from ``Inputs`` to token ids, for all rows of a batch at once.
+A step is flat: the next tokens of all rows, one after another, without padding. While the caller looks at a step's
+tokens, the next step is under way on the device.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import mlx.core as mx
+import numpy as np
 
-from ..decoder.state import CacheOptions, DecodeState
+from ..device import exclusive
 from ..errors import Phi4Error
-from ..inputs.processor import Inputs
 from ..model import Phi4
-from .media_cache import MediaCache
-from .prompt_cache import PromptCache
-from .sampling import RowSampler, Sampled, Sampling, sample
+from .sampling import Sampled, top_logprobs
+from .scheduler import Part, Scheduler
+from .sequence import Sequence, SequenceToken, damaged
 
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How a batch is computed; none of it changes what is computed, but for ``kv`` and ``rope``.
-
-    ``prefill_step_size`` prompt tokens go through the decoder at once. ``rope`` "auto" begins with the short table and
-    computes a sequence again once it passes the original context; "long" uses the long table from the start.
-    ``progress`` is called with (prompt tokens done, of how many).
-    """
-
-    prefill_step_size: int = 2048
-    kv: CacheOptions = field(default_factory=CacheOptions)
-    rope: str = "auto"
-    prompt_cache: PromptCache | None = None
-    media_cache: MediaCache | None = None
-    progress: Callable[[int, int], None] | None = None
-
-    def __post_init__(self):
-        if self.prefill_step_size < 1:
-            raise Phi4Error(f"prefill_step_size is {self.prefill_step_size}, expected at least 1")
-        if self.rope not in ("auto", "long"):
-            raise Phi4Error(f"rope is {self.rope!r}, expected auto or long")
+CLEARED = 256  # steps after which freed buffers, of shapes that will not come again, go back to the system
 
 
 @dataclass
-class RowOptions:
-    """What one row asks for."""
+class Choice:
+    """One token to choose: for which row, from which row of the logits, and the draft that it verifies, if any."""
 
-    sampling: Sampling = field(default_factory=Sampling)
-    max_tokens: int = 256
-
-
-@dataclass(frozen=True)
-class RowToken:
-    """One row's token of one step; ``logprob`` and ``top_logprobs`` (best first) where they were asked for."""
-
-    row: int
-    token: int
-    logprob: float | None = None
-    top_logprobs: tuple[tuple[int, float], ...] | None = None
+    sequence: Sequence
+    logits: int
+    number: int  # of the token in its answer
+    draft: int | None = None
 
 
-class Generation:
-    """One batch on its way.
+@dataclass
+class Flight:
+    """A step that was submitted: its parts, its logits (A, V), what was chosen from them, and what is not a token."""
 
-    A row that grows past the original context (4096 tokens) must turn all its keys by the long table, so its cache is
-    computed again, once, from the embeddings of its prompt and the tokens so far. Kept for that: at most 4096
-    embeddings per row (25 MB at the published width in bfloat16), and only while a row may get there.
+    parts: list[Part]
+    logits: mx.array | None
+    choices: list[Choice]
+    submitted: bool = False
+    sampled: Sampled | None = None
+    finite: dict[int, mx.array] = field(default_factory=dict)  # by choice, of rows whose prompt ends here
+
+
+class Batch:
+    """Rows on their way through one model; any thread may drive it, one at a time.
+
+    ``admit`` a sequence at any time, call ``step`` while there are rows, ``retire`` one that is not wanted any more.
+
+    Args:
+        token_budget: prompt tokens that go into one step beside the decoding rows' own; None is the largest
+            ``prefill_step_size`` among the rows that wait.
     """
 
-    def __init__(
-        self,
-        model: Phi4,
-        inputs: Inputs,
-        rows: list[RowOptions],
-        stop_ids: frozenset[int] = frozenset(),
-        options: EngineOptions | None = None,
-    ):
-        self.model, self.inputs, self.options = model, inputs, options or EngineOptions()
-        self.options.kv.check(model.config.decoder.head_dim, len(rows))
-        if self.options.prompt_cache is not None and len(rows) > 1:
-            raise Phi4Error("a prompt cache serves one sequence at a time")
-        self.limits = [row.max_tokens for row in rows]
-        self.active = list(range(len(rows)))  # rows that still decode, in the order of the state's rows
-        vocabulary = model.config.decoder.vocab_size
-        self.samplers = [
-            RowSampler(row.sampling, inputs.input_ids[i, inputs.padding[i] :], stop_ids, vocabulary)
-            for i, row in enumerate(rows)
-        ]
-        self.reused = 0  # prompt tokens whose keys were there already
-        self.decoder_steps = 0
-        self._original = model.config.decoder.rope.original_max_position_embeddings
-        self._retired: set[int] = set()
-        self._kept: dict[int, mx.array] = {}
-        self._fed: list[dict[int, mx.array]] = []
+    def __init__(self, model: Phi4, token_budget: int | None = None):
+        self.model = model
+        self.steps = 0  # that were submitted
+        self._fixed_budget = token_budget
+        self._scheduler = Scheduler(token_budget or 0)
+        self._flight: Flight | None = None
+        self._failed: list[SequenceToken] = []
+        self._closed = False
 
-    def retire(self, row: int) -> None:
-        """End a row: it leaves the batch before the next step."""
-        self._retired.add(row)
+    @property
+    def sequences(self) -> list[Sequence]:
+        """The rows that have not ended."""
+        return self._scheduler.sequences
 
-    def steps(self) -> Iterator[list[RowToken]]:
-        """Yield the tokens of the rows that still decode, until each has ended or reached its limit.
+    @property
+    def active(self) -> bool:
+        """Whether a ``step`` has anything to do."""
+        return bool(self._failed or self._scheduler.decoding or self._scheduler.waiting)
 
-        The next step is under way on the device while the caller looks at this one's tokens. A prompt cache gets the
-        sequence back at the end or when the caller closes the generator, never after an exception, which may have left
-        layers of different length.
+    def admit(self, sequence: Sequence, *siblings: Sequence) -> None:
+        """Take a row in; it joins the next step. ``siblings`` are further answers to the same prompt, prefilled once.
+
+        Raises:
+            Phi4Error: the row asks for what this model cannot do, or the batch is closed. No other row notices.
+        """
+        if self._closed:
+            raise Phi4Error("this batch is closed; rows can no longer be admitted")
+        for each in siblings:
+            if each.row is not sequence.row or (each.options.kv, each.options.rope) != (
+                sequence.options.kv,
+                sequence.options.rope,
+            ):
+                raise Phi4Error("siblings answer the same row with the same cache options")
+        with exclusive():
+            for each in (*siblings, sequence):
+                each.begin(self.model, prefill=each is sequence)
+        sequence.siblings = list(siblings)
+        self._scheduler.waiting.append(sequence)
+        if self._fixed_budget is None:
+            self._scheduler.token_budget = max(each.options.prefill_step_size for each in self._scheduler.waiting)
+
+    def retire(self, sequence: Sequence) -> None:
+        """End a row: it takes no part in another step. Its state goes back to its prompt cache."""
+        self._scheduler.drop(sequence)
+        sequence.finish_reason = sequence.finish_reason or "cancelled"
+        with exclusive():
+            sequence.leave()
+
+    def close(self) -> None:
+        """End all rows and take no more."""
+        self._closed = True
+        for sequence in self.sequences:
+            self.retire(sequence)
+        self._flight = None
+
+    def step(self) -> list[SequenceToken]:
+        """Compute, and return the new tokens of the rows that got one; none while prompts alone are taken in.
+
+        A row whose medium, sampler or constraint fails ends with an error, alone. What breaks the step itself is
+        raised, ends all rows and closes the batch: their caches may differ from layer to layer.
         """
         try:
-            logits = self._prefill()
-            sound = mx.isfinite(logits).all()
-            sampled = sample(self.samplers, logits, 0)
-            mx.async_eval(sampled.tokens, sound)
-            count, rows = 1, list(self.active)
-            while rows:
-                on = [i for i, row in enumerate(rows) if self.limits[row] > count]
-                going = [rows[i] for i in on]
-                following = None
-                if going:
-                    self._keep(going)
-                    ready = sampled if len(on) == len(rows) else sampled.rows(on)
-                    following = sample([self.samplers[row] for row in going], self._advance(ready.tokens), count)
-                    mx.async_eval(following.tokens)
-                if count == 1 and not sound.item():
-                    raise Phi4Error("the model gives NaN or infinite numbers: its weights are damaged")
-                yield _row_tokens(rows, sampled, self.samplers)
-                live = [i for i, row in enumerate(going) if row not in self._retired]
-                if len(live) < len(going):
-                    following = following.rows(live) if live else None
-                rows, sampled, count = [going[i] for i in live], following, count + 1
-        except GeneratorExit:
-            self._give_back()  # the caller has enough; what was computed is whole
+            with exclusive():
+                return self._step()
+        except BaseException:
+            for sequence in self.sequences:
+                sequence.state, sequence.siblings = None, []
+            self.close()
             raise
-        self._give_back()
 
-    def _prefill(self) -> mx.array:
-        """Logits (B, V) after the prompt."""
-        inputs, options = self.inputs, self.options
-        cache, long = options.prompt_cache, options.rope == "long"
-        media = options.media_cache
-        if media is None and cache is not None:
-            media = cache.media
-        fresh = self.model.new_state(inputs, options.kv.make(len(self.model.model.layers)), long=long)
-        reused = cache.take(inputs, fresh.long[0], options.kv) if cache is not None else None
-        self.state = reused or fresh
-        self.reused = self.state.offset
-        crossing = [
-            row
-            for row, length in enumerate(inputs.lengths)
-            if not self.state.long[row] and length + self.limits[row] > self._original
-        ]
-        embeddings = self.model.embed(inputs, media, 0 if crossing else self.reused)
-        self._kept = {row: embeddings[row : row + 1, inputs.padding[row] :] for row in crossing}
-        hidden = self._run(embeddings[:, self.reused :], self.state, options.progress)
-        return self.model.logits(hidden)[:, 0]
+    def _step(self) -> list[SequenceToken]:
+        flight = self._flight or self._forward()
+        if flight is not None and not flight.submitted:
+            self._choose(flight)
+        self._flight = None
+        if flight is not None and not any(sequence.draft for sequence in self._scheduler.decoding):
+            self._flight = self._forward()
+        following = self._flight
+        constrained = following is not None and any(c.sequence.constraint for c in following.choices)
+        if following is not None and not constrained:
+            self._choose(following)
+        tokens, self._failed = self._failed, []
+        if flight is not None:
+            tokens += self._collect(flight)
+        if constrained:
+            self._choose(following)
+        if self.steps % CLEARED == 0:
+            mx.clear_cache()
+        return tokens
 
-    def _run(self, embeddings: mx.array, state: DecodeState, progress=None) -> mx.array:
-        """Prefill in pieces; the last hidden state (B, 1, D)."""
-        total, start = embeddings.shape[1], 0
-        while start < total:
-            stop = min(start + self.options.prefill_step_size, total)
-            quantized_at = self.options.kv.quantized_start - state.offset + start
-            if start < quantized_at < stop:
-                stop = quantized_at  # the change falls on the same token whatever the pieces are
-            hidden = self.model.model(embeddings[:, start:stop], state, last_only=True)
-            state.quantize_if_due(self.options.kv)
-            mx.eval([cache.keys_and_values() for cache in state.cache])
+    def _forward(self) -> Flight | None:
+        """Submit the next step as far as its logits."""
+        parts, embedded = [], []
+        for part in self._scheduler.plan(self.model):
+            try:
+                embedded.append(part.sequence.embed_piece(self.model, part.run.count) if part.prompt else None)
+            except Exception as error:  # a medium that cannot be encoded is this row's own affair
+                self._fail(part.sequence, error)
+                continue
+            parts.append(part)
+        if not parts:
+            return None
+        self.steps += 1
+        h = self._embed(parts, embedded)
+        logits = self.model.forward(h, [part.run for part in parts])
+        choices, row = [], 0
+        for part in parts:
+            sequence = part.sequence
+            sequence.quantize_if_due()
+            if part.prompt and part.run.asked:
+                choices += self._end_of_prompt(sequence, row)
+            elif not part.prompt:
+                numbered = enumerate([*part.draft, None])
+                choices += [Choice(sequence, row + i, sequence.chosen + i, token) for i, token in numbered]
+                sequence.chosen += 1
+            row += part.run.asked
+        return Flight(parts, None if logits is None else logits[0], choices)
+
+    def _end_of_prompt(self, sequence: Sequence, row: int) -> list[Choice]:
+        """A prompt is in: the row decodes from now on, and so do its siblings."""
+        self._scheduler.waiting.remove(sequence)
+        members = [sequence, *sequence.siblings]
+        for sibling in sequence.siblings:
+            sequence.fork_into(sibling)
+        sequence.siblings = []
+        for member in members:
+            member.prefilled()
+            member.chosen += 1
+            self._scheduler.decoding.append(member)
+        return [Choice(member, row, member.chosen - 1) for member in members]
+
+    def _embed(self, parts: list[Part], embedded: list[mx.array | None]) -> mx.array:
+        """(1, T, D): tokens that were just chosen are taken from the device, where they are."""
+        pieces: list[mx.array] = []
+        start = 0
+        while start < len(parts):
+            if embedded[start] is not None:
+                pieces.append(embedded[start])
+                start += 1
+                continue
+            stop = next((i for i in range(start, len(parts)) if embedded[i] is not None), len(parts))
+            pieces.append(self.model.model.embed_tokens(_last_tokens(parts[start:stop]))[None])
             start = stop
-            if progress is not None:
-                progress(start, total)
-        return hidden
+        return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=1)
 
-    def _advance(self, tokens: mx.array) -> mx.array:
-        """Logits (B, V) after ``tokens`` (B,) were appended."""
-        for index, row in enumerate(self.active):
-            if row in self._kept and self.state.lengths[index] + 1 > self._original:
-                self._lengthen(index, row)
-        if self._kept or self.options.prompt_cache is not None:
-            self._fed.append({row: tokens[i : i + 1] for i, row in enumerate(self.active)})
-        self.decoder_steps += 1
-        h = self.model.model.embed_tokens(tokens[:, None])
-        logits = self.model.logits(self.model.model(h, self.state))[:, 0]
-        self.state.quantize_if_due(self.options.kv)
-        return logits
+    def _choose(self, flight: Flight) -> None:
+        """Submit the choice of tokens, and have the device begin."""
+        flight.submitted = True
+        choices = flight.choices = [choice for choice in flight.choices if not choice.sequence.finish_reason]
+        if choices:
+            flight.sampled = self._sampled(flight)
+            for index, choice in enumerate(choices):
+                choice.sequence.pending = flight.sampled.tokens, index
+                if choice.number == 0:
+                    flight.finite[index] = mx.isfinite(flight.logits[choice.logits]).all()
+        prompts = [part.sequence.state.arrays() for part in flight.parts if part.prompt and part.sequence.state]
+        chosen = flight.sampled.arrays() if flight.sampled else []
+        mx.async_eval(chosen, list(flight.finite.values()), prompts)
 
-    def _lengthen(self, index: int, row: int) -> None:
-        """Compute a row's cache again with the long table and put it in place of the old one."""
-        embeddings = self._kept.pop(row)
-        fed = [step[row] for step in self._fed if row in step]
-        if fed:
-            tokens = self.model.model.embed_tokens(mx.concatenate(fed)[None])
-            embeddings = mx.concatenate([embeddings, tokens], axis=1)
-        alone = DecodeState(
-            (self.state.modes[index],), (0,), (True,), self.options.kv.make(len(self.model.model.layers))
-        )
-        self._run(embeddings, alone)
-        self.state.replace_row(index, alone)
-
-    def _keep(self, rows: list[int]) -> None:
-        """Drop rows that have ended from the state."""
-        if rows == self.active:
-            return
-        self.state.keep([self.active.index(row) for row in rows])
-        self.active = list(rows)
-        self._kept = {row: kept for row, kept in self._kept.items() if row in rows}
-
-    def _give_back(self) -> None:
-        """Leave the sequence in the prompt cache, as far as it was computed."""
-        cache = self.options.prompt_cache
-        if cache is not None and hasattr(self, "state") and self.state.offset >= max(self.inputs.lengths):
-            generated = [step[0].item() for step in self._fed]
-            cache.put(self.state, self.inputs, generated, self.options.kv)
-
-
-def _row_tokens(rows: list[int], sampled: Sampled, samplers: list[RowSampler]) -> list[RowToken]:
-    """Read a step's tokens from the device."""
-    tokens = sampled.tokens.tolist()
-    if sampled.logprobs is None:
-        return [RowToken(row, token) for row, token in zip(rows, tokens, strict=True)]
-    logprobs = sampled.logprobs.tolist()
-    ids, values = ([[]] * len(rows),) * 2 if sampled.top is None else (part.tolist() for part in sampled.top)
-    found = []
-    for i, row in enumerate(rows):
-        asked = samplers[row].sampling.logprobs
-        if asked is None:
-            found.append(RowToken(row, tokens[i]))
+    def _sampled(self, flight: Flight) -> Sampled:
+        choices, logits = flight.choices, flight.logits
+        errors: dict[int, Exception] = {}
+        if all(choice.sequence.options.plain and choice.sequence.constraint is None for choice in choices):
+            rows = [choice.logits for choice in choices]
+            whole = rows == list(range(logits.shape[0]))
+            tokens = mx.argmax(logits if whole else logits[mx.array(rows)], axis=-1)
         else:
-            top = tuple(zip(ids[i][:asked], values[i][:asked], strict=True))
-            found.append(RowToken(row, tokens[i], logprobs[i], top))
-    return found
+            chosen = []
+            for index, choice in enumerate(choices):
+                try:
+                    chosen.append(_token(choice, logits[choice.logits : choice.logits + 1]))
+                except Exception as error:  # of a sampler or a constraint: its row's own affair
+                    errors[index] = error
+                    chosen.append(mx.zeros(1, mx.uint32))
+            tokens = mx.concatenate(chosen)
+        sampled = Sampled(tokens.astype(mx.uint32), errors=errors)
+        for index, choice in enumerate(choices):
+            asked = choice.sequence.options.logprobs
+            if asked is not None:
+                found = top_logprobs(logits[choice.logits], tokens[index], asked)
+                sampled.logprobs[index] = found[0]
+                if found[1] is not None:
+                    sampled.top[index] = found[1]
+        return sampled
+
+    def _collect(self, flight: Flight) -> list[SequenceToken]:
+        """Read a step's tokens from the device."""
+        for part in flight.parts:
+            sequence = part.sequence
+            if part.prompt and sequence.state is not None:
+                if not part.run.asked:
+                    mx.eval(sequence.state.arrays())  # no more than two pieces at a time
+                if sequence.options.progress is not None and not sequence.tokens:
+                    sequence.options.progress(part.done - sequence.reused, len(sequence.row.ids) - sequence.reused)
+        if flight.sampled is None:
+            return []
+        found, values = [], flight.sampled.tokens.tolist()
+        by_row: dict[Sequence, list[int]] = {}
+        for index, choice in enumerate(flight.choices):
+            by_row.setdefault(choice.sequence, []).append(index)
+        for sequence, indices in by_row.items():
+            if sequence.finish_reason:
+                continue
+            found += self._read(sequence, indices, values, flight)
+        return found
+
+    def _read(self, sequence: Sequence, indices: list[int], values: list[int], flight: Flight) -> list[SequenceToken]:
+        """A row's tokens of a step: of a draft as many as were right, and the one after them."""
+        found = []
+        for index in indices:
+            error = flight.sampled.errors.get(index)
+            if error is None and index in flight.finite and not flight.finite[index].item():
+                error = damaged()
+            logprob, top = flight.sampled.logprobs.get(index), flight.sampled.top.get(index)
+            pairs = None if logprob is None else ()
+            if top is not None:
+                pairs = tuple(zip(top[0].tolist(), top[1].tolist(), strict=True))
+            try:
+                if error is not None:
+                    raise error
+                taken = sequence.take(values[index], None if logprob is None else logprob.item(), pairs)
+            except Exception as error:  # text or constraint of this row
+                self._scheduler.drop(sequence)
+                found.append(sequence.fail(error))
+                break
+            found.append(taken)
+            if taken.finish_reason or flight.choices[index].draft != values[index]:
+                break
+        if len(indices) > 1 and sequence.state is not None:
+            self._take_back(sequence, len(indices) - len(found), flight, indices[len(found) - 1])
+        if sequence.finish_reason:
+            self.retire(sequence)
+        return found
+
+    def _take_back(self, sequence: Sequence, wrong: int, flight: Flight, index: int) -> None:
+        """Drafted tokens that were wrong leave the caches."""
+        sequence.state.trim(wrong)
+        sequence.chosen = len(sequence.tokens)
+        sequence.pending = flight.sampled.tokens, index
+        sequence.sampler.rewind(sequence.known)
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        for each in (sequence, *sequence.siblings):
+            self._failed.append(each.fail(error))
+        sequence.siblings = []
+        self._scheduler.drop(sequence)
+
+
+def _token(choice: Choice, logits: mx.array) -> mx.array:
+    constraint = choice.sequence.constraint
+    allowed = None if constraint is None else constraint.allowed()
+    return choice.sequence.sampler(logits, choice.number, None if allowed is None else mx.array(np.asarray(allowed)))
+
+
+def _last_tokens(parts: list[Part]) -> mx.array:
+    """The tokens (T,) that decoding rows go on from, with their drafts."""
+    if not any(part.draft for part in parts):
+        arrays = {id(part.sequence.pending[0]) for part in parts}
+        if len(arrays) == 1:
+            tokens, indices = parts[0].sequence.pending[0], [part.sequence.pending[1] for part in parts]
+            return tokens if indices == list(range(tokens.size)) else tokens[mx.array(indices)]
+    found = []
+    for part in parts:
+        tokens, index = part.sequence.pending
+        found.append(tokens[index : index + 1])
+        if part.draft:
+            found.append(mx.array(part.draft, dtype=mx.uint32))
+    return mx.concatenate(found)

@@ -145,9 +145,9 @@ def _literal(text: str) -> str | list[dict]:
     Media belong to a chat by being attached; a model that writes a placeholder must not make the next turn ask for a
     picture. Adjacent text parts are encoded as one text, but no placeholder is looked for across them.
     """
-    from ..inputs.prompt import PLACEHOLDER
+    from ..inputs.prompt import placeholder
 
-    cuts = [found.start() + 2 for found in PLACEHOLDER.finditer(text)]
+    cuts = [found.start() + 2 for found in placeholder().finditer(text)]
     if not cuts:
         return text
     return [

@@ -4,136 +4,127 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import click
 
 from ..commands import cli
 from ..errors import Phi4Error, PromptError
-from .responses import GenerationResponse, responses, split_options
+from ..inputs.processor import Processor, Request
+from ..model import Phi4
+from .batch import Batch
+from .options import answer_number, make_options, takes_options
+from .responses import Answer, GenerationResponse, response_of
+from .sequence import Sequence
 
-if TYPE_CHECKING:  # imported where used, so that --help is instant
-    from ..inputs.processor import Processor, Request
-    from ..model import Phi4
 
-
+@takes_options
 def generate(
-    model: "Phi4",
-    processor: "Processor",
+    model: Phi4,
+    processor: Processor,
     prompt: str | list[dict],
     images: list | None = None,
     audios: list | None = None,
     *,
     system: str | None = None,
     raw: bool = False,
-    max_tokens: int = 256,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    min_p: float = 0.0,
-    repetition_penalty: float | None = None,
-    seed: int | None = None,
+    adapter: str | None = None,
     **options,
 ) -> str:
     """The whole answer as a string. Arguments as in ``stream_generate``."""
-    options |= {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
-    options |= {"min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed}
-    stream = stream_generate(model, processor, prompt, images, audios, system=system, raw=raw, **options)
+    request = {"system": system, "raw": raw, "adapter": adapter}
+    stream = stream_generate(model, processor, prompt, images, audios, **request, **options)
     return "".join(response.text for response in stream)
 
 
+@takes_options
 def stream_generate(
-    model: "Phi4",
-    processor: "Processor",
+    model: Phi4,
+    processor: Processor,
     prompt: str | list[dict],
     images: list | None = None,
     audios: list | None = None,
     *,
     system: str | None = None,
     raw: bool = False,
-    max_tokens: int = 256,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    min_p: float = 0.0,
-    repetition_penalty: float | None = None,
-    seed: int | None = None,
+    adapter: str | None = None,
     **options,
 ) -> Iterator[GenerationResponse]:
     """Yield one response per generated token, the end token included.
 
+    A prompt cache gets the sequence back at the end or when the caller closes the generator, never after an exception.
+
     Args:
-        prompt, images, audios, system, raw: see ``Processor.__call__``.
-        max_tokens: most tokens to generate.
-        temperature: 0 takes the most likely token.
-        top_p, top_k, min_p: keep only likely tokens when sampling; 1, 0 and 0 keep all.
-        repetition_penalty: above 1 makes the last 20 tokens less likely.
-        seed: the same seed gives the same answer.
-        options: ``stop`` (a string or a list of them); the other fields of ``sampling.Sampling``;
-            ``prefill_step_size``, ``rope``, ``prompt_cache``, ``media_cache`` and ``progress`` of
-            ``engine.EngineOptions``; ``kv_bits``, ``kv_group_size``, ``quantized_kv_start`` and ``max_kv_size``.
+        prompt, images, audios, system, raw, adapter: see ``Processor.__call__``.
+        options: the fields of ``options.GenerationOptions``: how tokens are chosen, ``max_tokens`` and ``stop``, and
+            how the prompt is computed and kept.
 
     Raises:
         Phi4Error: a bad argument, prompt or medium, before the first token.
     """
-    from .text import AnswerText
-
-    options |= {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
-    options |= {"min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed}
-    rows, stops, engine = split_options(options, [{}])
-    text = AnswerText(processor.tokenizer, stops[0])
-    inputs = processor(prompt, images, audios, system=system, raw=raw)
-    for response, end in responses(model, processor, inputs, rows, engine):
-        response.text = text.add(response.token)
-        if text.stopped:
-            response.finish_reason = "stop"
-        if response.finish_reason is not None:
-            response.text += text.finish()
-            end()
-        yield response
+    chosen = make_options(options)
+    row = processor.row(Request(prompt, images, audios, system, raw, adapter=adapter))
+    batch = Batch(model)
+    batch.admit(Sequence(row, chosen, processor.tokenizer))
+    try:
+        while batch.active:
+            for token in batch.step():
+                if token.error is not None:
+                    raise token.error
+                yield response_of(token)
+    finally:
+        batch.close()
 
 
+@takes_options
 def batch_generate(
-    model: "Phi4",
-    processor: "Processor",
-    requests: "list[Request]",
+    model: Phi4,
+    processor: Processor,
+    requests: list[Request],
     *,
-    max_tokens: int = 256,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    min_p: float = 0.0,
-    repetition_penalty: float | None = None,
-    seed: int | None = None,
+    n: int = 1,
     **options,
 ) -> list[GenerationResponse]:
     """Whole answers to several requests of any modes and lengths, in one batch.
 
-    Each row gets the tokens that it gets alone, and leaves the batch when it ends. Options as in ``stream_generate``;
-    a request's own ``options`` (sampling, ``stop``, ``max_tokens``) go before these.
-    """
-    from .text import AnswerText
+    Each row gets the tokens that it gets alone, and leaves the batch when it ends. What goes wrong in one row only (its
+    medium cannot be encoded) is its response's ``error``.
 
-    options |= {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
-    options |= {"min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed}
-    rows, stops, engine = split_options(options, [request.options or {} for request in requests])
-    texts = [AnswerText(processor.tokenizer, stop) for stop in stops]
-    inputs = processor.batch(requests)
-    answers: dict[int, GenerationResponse] = {}
-    for response, end in responses(model, processor, inputs, rows, engine):
-        row, before = end.row, answers.get(end.row)
-        response.text = (before.text if before else "") + texts[row].add(response.token)
-        response.tokens = [*(before.tokens if before else []), response.token]
-        if response.logprob is not None:
-            response.logprob = [*(before.logprob if before else []), response.logprob]
-            response.top_logprobs = [*(before.top_logprobs if before else []), response.top_logprobs]
-        if texts[row].stopped:
-            response.finish_reason = "stop"
-        if response.finish_reason is not None:
-            response.text += texts[row].finish()
-            end()
-        answers[row] = response
-    return [answers[row] for row in range(len(requests))]
+    Args:
+        n: answers to each request, with one prefill; with a ``seed`` answer i of a request has seed + i.
+        options: as in ``stream_generate``; a request's own ``options`` go before these. A prompt cache serves all rows
+            and then keeps the first.
+
+    Returns:
+        ``n`` responses for each request, in order.
+
+    Raises:
+        Phi4Error: a bad request, before anything is computed.
+    """
+    if n < 1:
+        raise Phi4Error(f"n is {n}, expected at least 1")
+    chosen = [make_options(options, request.options) for request in requests]
+    if not requests:
+        raise PromptError("a batch needs at least one request")
+    rows = [processor.row(request) for request in requests]
+    groups = [
+        [Sequence(row, answer_number(own, i), processor.tokenizer, shares_cache=bool(index or i)) for i in range(n)]
+        for index, (row, own) in enumerate(zip(rows, chosen, strict=True))
+    ]
+    batch = Batch(model)
+    # the first row takes the prompt cache's state away with it, so the others look first
+    for group in [*groups[1:], groups[0]]:
+        batch.admit(*group)
+    answers = {sequence: Answer() for group in groups for sequence in group}
+    found: dict[Sequence, GenerationResponse] = {}
+    try:
+        while batch.active:
+            for token in batch.step():
+                response = answers[token.sequence].add(token)
+                if response is not None:
+                    found[token.sequence] = response
+    finally:
+        batch.close()
+    return [found[sequence] for group in groups for sequence in group]
 
 
 def print_stream(stream: Iterator[GenerationResponse], as_json: bool, quiet: bool) -> None:

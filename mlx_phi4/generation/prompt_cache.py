@@ -1,100 +1,109 @@
 """Keys and values of a conversation, reused as far as a new prompt begins alike, in memory or from a file."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
-from ..decoder.adapters import ROUTES, Mode
-from ..decoder.state import CacheOptions, DecodeState
+from ..decoder.kv_cache import CacheOptions, KVCache, QuantizedKVCache, WindowKVCache
+from ..decoder.state import RowState
+from ..device import cpu_stream, exclusive
 from ..errors import Phi4Error, PromptError
-from ..inputs.processor import Inputs
-from ..model import Phi4, projector_of
+from ..inputs.processor import Row
+from ..modalities import projector_of
+from ..model import Phi4
 from .media_cache import MediaCache
 
-FORMAT = "mlx_phi4 prompt cache 1"
+FILE_FORMAT = "mlx_phi4 prompt cache 2"
+KINDS = {"plain": KVCache, "quantized": QuantizedKVCache, "window": WindowKVCache}
 
-Mark = tuple[int, str, str]  # where a picture or clip starts, its content's digest, its projector
+MediaSpan = tuple[int, str, str]  # where a medium starts, its content's digest, its projector
 
 
 @dataclass
 class PromptCache:
     """One sequence's state, and what it was computed from.
 
-    Reuse is keyed by tokens *and* the content of media *and* the route *and* the RoPE regime: nothing is reused across
-    another picture, adapter or table. ``media`` keeps embeddings of pictures and clips beside it.
+    Reuse is keyed by tokens *and* the content of media *and* the adapter *and* the RoPE regime: nothing is reused
+    across another picture, adapter or table. ``media`` keeps embeddings of pictures and clips beside it.
     """
 
     media: MediaCache = field(default_factory=MediaCache)
-    state: DecodeState | None = None
+    state: RowState | None = None
     tokens: list[int] = field(default_factory=list)
-    marks: frozenset[Mark] = frozenset()
+    spans: frozenset[MediaSpan] = frozenset()
     options: CacheOptions = field(default_factory=CacheOptions)
     source: Path | None = None  # the file that it was loaded from, until it is used
 
     def clear(self) -> None:
         """Forget the sequence; embeddings of media stay."""
-        self.state, self.tokens, self.marks, self.source = None, [], frozenset(), None
+        self.state, self.tokens, self.spans, self.source = None, [], frozenset(), None
 
-    def common(self, inputs: Inputs, long: bool) -> int:
-        """How many tokens of a prompt (a batch of one) are in the cache already; at least one is left to compute."""
-        if self.state is None or self.state.long != (long,):
+    def common(self, row: Row, long: bool) -> int:
+        """How many tokens of a row are in the cache already; at least one is left to compute."""
+        if self.state is None or self.state.long != long or self.state.adapter != row.adapter:
             return 0
-        if ROUTES[self.state.modes[0]][0] != ROUTES[inputs.modes[0]][0]:
-            return 0
-        ids = inputs.input_ids[0].tolist()
-        limit = min(len(ids) - 1, len(self.tokens))
-        count = next((i for i in range(limit) if ids[i] != self.tokens[i]), limit)
+        limit = min(len(row.ids) - 1, len(self.tokens))
+        count = next((i for i in range(limit) if row.ids[i] != self.tokens[i]), limit)
         # runs of placeholders look alike whatever they stand for
-        return min([count, *(start for start, _, _ in self.marks ^ marks_of(inputs))])
+        return min([count, *(start for start, _, _ in self.spans ^ spans_of(row))])
 
-    def take(self, inputs: Inputs, long: bool, options: CacheOptions) -> DecodeState | None:
-        """The state cut to what it shares with a prompt, or None. The caller gives it back with ``put``.
+    def take(self, row: Row, long: bool, options: CacheOptions, *, share: bool = False) -> RowState | None:
+        """The state cut to what it shares with a row, or None. The caller gives it back with ``put``.
 
-        Raises PromptError if it came from a file of another mode or other cache options: that is a mistake, where in
-        a conversation it is a change of subject.
+        With ``share`` the cache keeps it, too, for other rows. Raises PromptError if it came from a file of another
+        adapter or other cache options: that is a mistake, where in a conversation it is a change of subject.
         """
         if self.source is not None:
-            self._check_source(inputs.modes[0], options)
-        count = self.common(inputs, long) if options == self.options else 0
+            self._check_source(row.adapter, options)
+        count = self.common(row, long) if options == self.options else 0
         state, spare = self.state, len(self.tokens) - count
-        self.clear()
-        if not count or (spare and not all(cache.is_trimmable() for cache in state.cache)):
+        usable = count and state.trimmable(spare)
+        if share:
+            state = state.fork() if usable else None
+        else:
+            self.clear()
+        if not usable:
             return None
-        for cache in state.cache:
-            cache.trim(spare)
-        state.modes, state.offset = inputs.modes, count
-        state.__post_init__()
+        state.trim(spare)
         return state
 
-    def put(self, state: DecodeState, inputs: Inputs, generated: list[int], options: CacheOptions) -> None:
+    def put(self, state: RowState, row: Row, generated: list[int], options: CacheOptions) -> None:
         """Keep a finished sequence: its prompt and the generated tokens that went through the model."""
-        self.state, self.options = state, options
-        self.tokens = (inputs.input_ids[0].tolist() + generated)[: state.offset]
-        self.marks = frozenset(mark for mark in marks_of(inputs) if mark[0] < state.offset)
+        self.state, self.options, self.source = state, options, None
+        self.tokens = [*row.ids, *generated][: state.offset]
+        self.spans = frozenset(span for span in spans_of(row) if span[0] < state.offset)
 
     def save(self, path: str | Path, model: Phi4) -> None:
         """Write to a safetensors file, beside its place and then renamed. Raises Phi4Error."""
-        from mlx_lm.models.cache import save_prompt_cache
-
         if self.state is None:
             raise Phi4Error("there is nothing in the prompt cache to save")
-        mode = self.state.modes[0]
-        metadata = {
-            "format": FORMAT,
-            "model": fingerprint(model, mode),
-            "mode": mode.value,
-            "long": json.dumps(self.state.long[0]),
-            "tokens": json.dumps(self.tokens),
-            "marks": json.dumps(sorted(self.marks)),
-            "options": json.dumps(vars(self.options)),
-        }
         path = _checked(path)
+        with exclusive():
+            arrays = {
+                f"{layer}.{part}": mx.contiguous(array[:, :, : self.state.offset])
+                for layer, cache in enumerate(self.state.caches)
+                for part, array in enumerate(cache.parts)
+            }
+            mx.eval(arrays)
+        known = {
+            "format": FILE_FORMAT,
+            "model": fingerprint(model, self.state.adapter),
+            "adapter": self.state.adapter,
+            "long": self.state.long,
+            "kind": next(kind for kind, each in KINDS.items() if type(self.state.caches[0]) is each),
+            "offset": self.state.offset,
+            "tokens": self.tokens,
+            "spans": sorted(self.spans),
+            "options": asdict(self.options),
+        }
+        described = json.dumps(known)
         partial = path.with_name(f".{path.name}.partial.safetensors")
         try:
-            save_prompt_cache(str(partial), self.state.cache, metadata)
+            mx.save_safetensors(str(partial), arrays, {"state": described, "checksum": _checksum(described, arrays)})
             partial.replace(path)
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)
@@ -103,32 +112,117 @@ class PromptCache:
     @classmethod
     def load(cls, path: str | Path, model: Phi4) -> "PromptCache":
         """Read a file that ``save`` wrote for this very model. Raises Phi4Error."""
-        from mlx_lm.models.cache import load_prompt_cache
-
         path = _checked(path)
         if not path.is_file():
             raise Phi4Error(f"{path}: no such prompt-cache file")
         try:
-            cache, known = load_prompt_cache(str(path), return_metadata=True)
+            with exclusive():
+                arrays, described = mx.load(str(path), return_metadata=True, stream=cpu_stream())
+                mx.eval(arrays)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise Phi4Error(f"{path}: is not a prompt-cache file: {error}") from None
-        if not isinstance(known, dict) or known.get("format") != FORMAT:
+        if not isinstance(described, dict) or described.keys() < {"state", "checksum"}:
             raise Phi4Error(f"{path}: is not a prompt cache of this version")
-        mode = Mode(known["mode"])
-        if known["model"] != fingerprint(model, mode):
-            raise Phi4Error(f"{path}: was made with another model")
-        tokens = json.loads(known["tokens"])
-        state = DecodeState((mode,), (0,), (json.loads(known["long"]),), cache, len(tokens))
-        marks = frozenset((start, key, projector) for start, key, projector in json.loads(known["marks"]))
-        options = CacheOptions(**json.loads(known["options"]))
-        return cls(MediaCache(), state, tokens, marks, options, path)
+        if described["checksum"] != _checksum(described["state"], arrays):
+            raise Phi4Error(f"{path}: is damaged: its checksum does not fit")
+        try:
+            known = json.loads(described["state"])
+            if known["format"] != FILE_FORMAT:
+                raise Phi4Error(f"{path}: is not a prompt cache of this version")
+            if known["model"] != fingerprint(model, known["adapter"]):
+                raise Phi4Error(f"{path}: was made with another model")
+            return _restored(cls, known, arrays, model, path)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise Phi4Error(f"{path}: is not a whole prompt cache: {error}") from None
 
-    def _check_source(self, mode: Mode, options: CacheOptions) -> None:
-        mine = self.state.modes[0]
-        if ROUTES[mine][0] != ROUTES[mode][0]:
-            raise PromptError(f"{self.source}: was made in {mine} mode and cannot serve a request in {mode} mode")
+    def _check_source(self, adapter: str | None, options: CacheOptions) -> None:
+        mine = self.state.adapter
+        if mine != adapter:
+            raise PromptError(
+                f"{self.source}: was made with {_named(mine)} and cannot serve a request with {_named(adapter)}"
+            )
         if options != self.options:
             raise PromptError(f"{self.source}: was made with other --kv options ({_spelled(self.options)})")
+
+
+def _named(adapter: str | None) -> str:
+    return "no adapter" if adapter is None else f"the {adapter} adapter"
+
+
+def _spelled(options: CacheOptions) -> str:
+    return ", ".join(f"{name} {value}" for name, value in vars(options).items() if value is not None)
+
+
+def spans_of(row: Row) -> frozenset[MediaSpan]:
+    """Where a row's media stand, and what they are."""
+    return frozenset((start, item.key, projector_of(item, row.mode)) for start, item in row.media)
+
+
+def fingerprint(model: Phi4, adapter: str | None) -> str:
+    """A digest of a model's configuration and of some of the weights that an adapter's keys depend on."""
+    config = model.config
+    digest = blake2b(repr((config.decoder, config.quantization)).encode(), digest_size=16)
+    layer = model.model.layers[0]
+    samples = [model.model.norm.weight, layer.input_layernorm.weight, model.model.embed_tokens.weight[:4]]
+    if adapter is not None:
+        if adapter not in config.adapters:
+            return f"no adapter {adapter}"
+        samples.append(layer.self_attn.qkv_proj.lora[adapter].down.weight[:4])
+    with exclusive():
+        for weight in samples:
+            digest.update(f"{weight.dtype}{weight.astype(mx.float32).tolist()}".encode())
+    return digest.hexdigest()
+
+
+def _restored(kind: type, known: dict, arrays: dict[str, mx.array], model: Phi4, path: Path) -> PromptCache:
+    """The cache that a file describes, every field and shape checked. Raises ValueError, KeyError or TypeError."""
+    decoder, options, offset, tokens = model.config.decoder, CacheOptions(**known["options"]), known["offset"], []
+    options.check(decoder.head_dim)
+    for token in known["tokens"]:
+        if type(token) is not int or not 0 <= token < decoder.vocab_size:
+            raise ValueError(f"token {token!r}")
+        tokens.append(token)
+    if offset != len(tokens) or not 0 < offset <= decoder.max_position_embeddings or type(known["long"]) is not bool:
+        raise ValueError(f"{len(tokens)} tokens, offset {offset!r}")
+    caches = []
+    for layer in range(decoder.num_hidden_layers):
+        cache = _empty(known["kind"], options)
+        held = min(offset, options.max_size or offset)
+        cache.parts = [arrays[f"{layer}.{part}"] for part in range(3 if known["kind"] == "quantized" else 1)]
+        widths = _widths(known["kind"], options, decoder.head_dim)
+        for part, width in zip(cache.parts, widths, strict=True):
+            if part.shape != (1, 2 * decoder.num_key_value_heads, held, width):
+                raise ValueError(f"an array of shape {part.shape}")
+        if {part.dtype for part in cache.parts} - {mx.float32, mx.float16, mx.bfloat16, mx.uint32}:
+            raise ValueError(f"an array of dtype {cache.parts[0].dtype}")
+        cache.offset = offset
+        caches.append(cache)
+    spans = frozenset((int(start), str(key), str(projector)) for start, key, projector in known["spans"])
+    state = RowState(known["adapter"], known["long"], caches, offset)
+    return kind(MediaCache(), state, tokens, spans, options, path)
+
+
+def _empty(kind: str, options: CacheOptions) -> KVCache:
+    if kind == "window":
+        return WindowKVCache(options.max_size)
+    return QuantizedKVCache(options.bits, options.group_size) if kind == "quantized" else KVCache()
+
+
+def _widths(kind: str, options: CacheOptions, head_dim: int) -> tuple[int, ...]:
+    """The last axis of each part of a cache."""
+    if kind != "quantized":
+        return (head_dim,)
+    groups = head_dim // options.group_size
+    return head_dim * options.bits // 32, groups, groups
+
+
+def _checksum(described: str, arrays: dict[str, mx.array]) -> str:
+    digest = blake2b(described.encode(), digest_size=16)
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(np.array(array.reshape(-1).view(mx.uint8)))
+    return digest.hexdigest()
 
 
 def _checked(path: str | Path) -> Path:
@@ -136,30 +230,3 @@ def _checked(path: str | Path) -> Path:
     if Path(path).suffix != ".safetensors":
         raise Phi4Error(f"{path}: a prompt-cache file's name must end in .safetensors")
     return Path(path)
-
-
-def _spelled(options: CacheOptions) -> str:
-    return ", ".join(f"{name} {value}" for name, value in vars(options).items() if value is not None)
-
-
-def marks_of(inputs: Inputs) -> frozenset[Mark]:
-    """Where the first row's media stand, and what they are."""
-    return frozenset(
-        (media.start, media.item.key, projector_of(media.item, inputs.modes[0]))
-        for media in inputs.media
-        if media.row == 0
-    )
-
-
-def fingerprint(model: Phi4, mode: Mode) -> str:
-    """A digest of a model's configuration and of some of the weights that a mode's keys depend on."""
-    config = model.config
-    digest = blake2b(repr((config.decoder, config.quantization)).encode(), digest_size=16)
-    layer = model.model.layers[0]
-    samples = [model.model.norm.weight, layer.input_layernorm.weight, model.model.embed_tokens.weight[:4]]
-    adapter = ROUTES[mode][0]
-    if adapter is not None:
-        samples.append(layer.self_attn.qkv_proj.lora[adapter].down.weight[:4])
-    for weight in samples:
-        digest.update(f"{weight.dtype}{weight.astype(mx.float32).tolist()}".encode())
-    return digest.hexdigest()

@@ -1,6 +1,8 @@
-"""How the next token is chosen: mlx-lm's samplers and penalties, per row, with seeds that reproduce."""
+"""How the next token is chosen: filters and penalties in mlx-lm's sense, per row, with seeds that reproduce."""
 
 import math
+import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -78,90 +80,124 @@ class Sampling:
 
 @dataclass
 class Sampled:
-    """The tokens of one step, on the device until they are read: tokens (B,), and what was asked for besides.
+    """The tokens of one step, on the device until they are read: tokens (R,), and what was asked for besides.
 
-    ``logprobs`` is (B,) or None; ``top`` holds the ids and log-probabilities (B, K) of the best alternatives, or None.
+    ``logprobs`` holds a row's log-probability () of its token where the row asks for it, ``top`` pairs (ids,
+    log-probabilities), (K,) each, of its best alternatives; both by row. ``errors`` says what a row's own sampler or
+    constraint raised; its token means nothing.
     """
 
     tokens: mx.array
-    logprobs: mx.array | None = None
-    top: tuple[mx.array, mx.array] | None = None
+    logprobs: dict[int, mx.array] = field(default_factory=dict)
+    top: dict[int, tuple[mx.array, mx.array]] = field(default_factory=dict)
+    errors: dict[int, Exception] = field(default_factory=dict)
 
-    def rows(self, indices: list[int]) -> "Sampled":
-        """The same for some rows only."""
-        kept = mx.array(indices)
-        return Sampled(
-            self.tokens[kept],
-            None if self.logprobs is None else self.logprobs[kept],
-            None if self.top is None else (self.top[0][kept], self.top[1][kept]),
-        )
+    def arrays(self) -> list:
+        """What has to be evaluated."""
+        return [self.tokens, list(self.logprobs.values()), list(self.top.values())]
 
 
-class RowSampler:
-    """Chooses tokens for one row: penalties over its own history, filters, and its own stream of random numbers."""
+class Sampler:
+    """Chooses tokens for one row: penalties over its own history, filters, and random numbers of its own.
 
-    def __init__(self, sampling: Sampling, prompt: mx.array, stop_ids: frozenset[int], vocabulary: int):
-        from mlx_lm.sample_utils import make_logits_processors, make_sampler
+    The penalties are mlx-lm's. Its samplers are not used: they draw from MLX's one random state, which a request would
+    change under the feet of others. Filters are applied in its order and in its sense.
+    """
 
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], stop_ids: frozenset[int], vocabulary: int):
         unknown = [token for token in sampling.logit_bias if not 0 <= token < vocabulary]
         if unknown:
             raise Phi4Error(f"logit_bias names token {unknown[0]}, expected ids from 0 to {vocabulary - 1}")
         self.sampling = sampling
-        self._stops = mx.array(sorted(stop for stop in stop_ids if stop < vocabulary))
-        self._history = prompt
-        self._choose = make_sampler(
-            temp=sampling.temperature,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            min_tokens_to_keep=sampling.min_tokens_to_keep,
-            # keeping all tokens is no filter, and mlx-lm refuses it
-            top_k=sampling.top_k if sampling.top_k < vocabulary else 0,
-            xtc_probability=sampling.xtc_probability,
-            xtc_threshold=sampling.xtc_threshold,
-            xtc_special_tokens=sorted(stop_ids),
-        )
-        self._processors = make_logits_processors(
-            logit_bias=sampling.logit_bias,
-            **{
-                f"{name}_{part}": getattr(sampling, f"{name}_{part}")
-                for name in PENALTIES
-                for part in ("penalty", "context_size")
-            },
-        )
+        self._vocabulary = vocabulary
+        self._stops = mx.array(sorted(stop for stop in stop_ids if stop < vocabulary), dtype=mx.int32)
+        self._seed = secrets.randbits(62) if sampling.seed is None else sampling.seed
+        self._processors = _processors(sampling)
+        self._longest = max(getattr(sampling, f"{name}_context_size") for name in PENALTIES)
+        self.rewind(prompt)
 
-    def __call__(self, logits: mx.array, step: int) -> mx.array:
-        """logits (1, V) of the step with this number -> token (1,)."""
-        if step < self.sampling.min_tokens:
+    def __call__(self, logits: mx.array, step: int, allowed: mx.array | None = None) -> mx.array:
+        """logits (1, V) of the step with this number -> token (1,); ``allowed`` (V,) booleans, None for all."""
+        sampling = self.sampling
+        if step < sampling.min_tokens and self._stops.size:
             logits = mx.put_along_axis(logits, self._stops[None], mx.array(-math.inf, logits.dtype), axis=-1)
         for process in self._processors:
             logits = process(self._history, logits)
-        if self.sampling.temperature == 0:
-            token = mx.argmax(logits, axis=-1)
-        else:
-            logits = logits.astype(mx.float32)
-            if self.sampling.seed is not None:
-                # one stream of numbers per row and step, whoever else is in the batch
-                mx.random.seed(((self.sampling.seed << 24) + step) % 2**63)
-            token = self._choose(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+        if allowed is not None:
+            logits = mx.where(allowed[None], logits, mx.array(-math.inf, logits.dtype))
+        token = self._draw(logits.astype(mx.float32), step) if sampling.temperature else mx.argmax(logits, axis=-1)
         if self._processors:
-            self._history = mx.concatenate([self._history, token])
+            self._history = mx.concatenate([self._history, token.astype(mx.int32)])[-self._longest :]
         return token
 
+    def rewind(self, history: Sequence[int]) -> None:
+        """Look back at these tokens from now on."""
+        self._history = mx.array(history[-self._longest :], dtype=mx.int32) if self._processors else None
 
-def sample(samplers: list[RowSampler], logits: mx.array, step: int) -> Sampled:
-    """Choose for every row: logits (B, V) -> tokens, and log-probabilities where a row asks for them."""
-    if all(sampler.sampling.plain for sampler in samplers):
-        tokens = mx.argmax(logits, axis=-1)
-    else:
-        # a copy per row: mlx-lm's penalties write into what they are given
-        tokens = mx.concatenate([sampler(logits[row : row + 1], step) for row, sampler in enumerate(samplers)])
-    asked = [sampler.sampling.logprobs for sampler in samplers if sampler.sampling.logprobs is not None]
-    if not asked:
-        return Sampled(tokens)
+    def _draw(self, logits: mx.array, step: int) -> mx.array:
+        # one stream of numbers per row and step, whoever else is in the batch
+        state, key = mx.random.split(mx.random.key(((self._seed << 24) + step) % 2**63))
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        sampling = self.sampling
+        if sampling.top_p < 1:
+            logprobs = _top_p(logprobs, sampling.top_p)
+        if sampling.min_p > 0:
+            logprobs = _min_p(logprobs, sampling.min_p, sampling.min_tokens_to_keep)
+        if sampling.xtc_probability > 0:
+            excluded = mx.random.uniform(key=key) <= sampling.xtc_probability
+            logprobs = mx.where(excluded, _without_top_choices(logprobs, sampling.xtc_threshold, self._stops), logprobs)
+            key = mx.random.split(state)[1]
+        if 0 < sampling.top_k < self._vocabulary:
+            spare = mx.argpartition(-logprobs, kth=sampling.top_k - 1, axis=-1)[..., sampling.top_k :]
+            logprobs = mx.put_along_axis(logprobs, spare, mx.array(-math.inf), axis=-1)
+        return mx.random.categorical(logprobs * (1 / sampling.temperature), key=key)
+
+
+def _processors(sampling: Sampling) -> list:
+    """mlx-lm's penalties and biases; each takes (history, logits (1, V)) and gives logits."""
+    penalties = {f"{name}_penalty": getattr(sampling, f"{name}_penalty") for name in PENALTIES}
+    if not any(penalties.values()) and not sampling.logit_bias:
+        return []
+    from mlx_lm.sample_utils import make_logits_processors
+
+    sizes = {f"{name}_context_size": getattr(sampling, f"{name}_context_size") for name in PENALTIES}
+    return make_logits_processors(logit_bias=sampling.logit_bias, **penalties, **sizes)
+
+
+def _top_p(logprobs: mx.array, top_p: float) -> mx.array:
+    """The likeliest tokens that hold this much of the probability (arXiv 1904.09751)."""
+    ordered = mx.sort(logprobs, axis=-1)
+    probabilities = mx.exp(ordered)
+    above = mx.cumsum(probabilities, axis=-1, reverse=True, inclusive=False)
+    total = above[..., :1] + probabilities[..., :1]
+    dropped = (above >= top_p * total).sum(axis=-1, keepdims=True)
+    return mx.where(logprobs < mx.take_along_axis(ordered, dropped, axis=-1), -math.inf, logprobs)
+
+
+def _min_p(logprobs: mx.array, min_p: float, least: int) -> mx.array:
+    """Tokens above this share of the likeliest one's probability, and at least so many (arXiv 2407.01082)."""
+    removed = logprobs < mx.max(logprobs, axis=-1, keepdims=True) + math.log(min_p)
+    if (least := min(least, logprobs.shape[-1])) > 1:
+        best = mx.argpartition(logprobs, kth=-least, axis=-1)[..., -least:]
+        removed = mx.put_along_axis(removed, best, mx.array(False), axis=-1)
+    return mx.where(removed, -math.inf, logprobs)
+
+
+def _without_top_choices(logprobs: mx.array, threshold: float, exempt: mx.array) -> mx.array:
+    """Without all tokens above the threshold but the least likely of them, and with the exempt ones (XTC)."""
+    probabilities = mx.softmax(logprobs, axis=-1)
+    least = mx.where(probabilities > threshold, probabilities, math.inf).min(axis=-1, keepdims=True)
+    removed = probabilities > least
+    if exempt.size:
+        removed = mx.put_along_axis(removed, exempt[None], mx.array(False), axis=-1)
+    return mx.where(removed, -math.inf, logprobs)
+
+
+def top_logprobs(logits: mx.array, token: mx.array, count: int) -> tuple[mx.array, tuple[mx.array, mx.array] | None]:
+    """The log-probability () of a token under logits (V,), and the ``count`` best ids with theirs, best first."""
     logprobs = logits.astype(mx.float32)
-    logprobs = logprobs - mx.logsumexp(logprobs, axis=-1, keepdims=True)
-    chosen = mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
-    if not max(asked):
-        return Sampled(tokens, chosen)
-    best = mx.argsort(-logprobs, axis=-1)[:, : max(asked)]
-    return Sampled(tokens, chosen, (best, mx.take_along_axis(logprobs, best, axis=-1)))
+    logprobs = logprobs - mx.logsumexp(logprobs, axis=-1)
+    if not count:
+        return logprobs[token], None
+    best = mx.argsort(-logprobs)[:count]
+    return logprobs[token], (best, logprobs[best])

@@ -1,16 +1,15 @@
-"""From requests to ``Inputs``, the one form that the model takes."""
+"""From requests to rows of ids and media, and to ``Inputs``, a batch of them."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import mlx.core as mx
 import numpy as np
 
-from ..audio.preprocess import Clip, prepare_clip
 from ..config import Config
-from ..decoder.adapters import Mode
 from ..errors import PromptError
-from ..vision.preprocess import Picture, prepare_picture
+from ..modalities import MODALITIES, Medium, adapter_of, chosen_adapter, mode_of
 from .prompt import Slot, build_prompt
 from .tokenizer import Tokenizer
 
@@ -19,7 +18,9 @@ from .tokenizer import Tokenizer
 class Request:
     """One prompt with its media, as ``Processor.__call__`` takes them.
 
-    ``options`` are the row's own in ``batch_generate``: sampling, ``stop`` and ``max_tokens``.
+    ``media`` brings kinds that have no keyword of their own, {kind: list}. ``adapter`` names the one to use instead of
+    the mode's; "base" is none. ``options`` are the row's own in ``batch_generate``: sampling, ``stop`` and
+    ``max_tokens``.
     """
 
     prompt: str | list[dict]
@@ -28,34 +29,67 @@ class Request:
     system: str | None = None
     raw: bool = False
     options: dict | None = None
+    adapter: str | None = None
+    media: dict[str, list] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request, ready for the model.
+
+    ``ids`` are its L token ids with placeholders expanded to runs, ``media`` pairs (first token, prepared medium),
+    ``mode`` the label of what it holds, ``adapter`` the LoRA that it passes, None for the base alone.
+    """
+
+    ids: tuple[int, ...]
+    media: tuple[tuple[int, Medium], ...] = ()
+    mode: str = "text"
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
 class Media:
     """A prepared picture or clip and where its run of tokens starts: row and column."""
 
-    item: Picture | Clip
+    item: Medium
     row: int
     start: int
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch, ready for the model.
+    """A batch as a rectangle, for looking at and for ``Phi4.__call__``.
 
-    ``input_ids`` (B, L) int32 with placeholders expanded to runs, padded on the left;
-    ``padding`` counts each row's padding columns; ``modes`` is each row's mode.
+    ``input_ids`` (B, L) int32 with placeholders expanded to runs, padded on the left; ``padding`` counts each row's
+    padding columns; ``modes`` is each row's mode, ``adapters`` each row's adapter (None: those of the modes).
     """
 
     input_ids: mx.array
     padding: tuple[int, ...]
-    modes: tuple[Mode, ...]
+    modes: tuple[str, ...]
     media: tuple[Media, ...] = ()
+    adapters: tuple[str | None, ...] | None = None
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each row, without padding."""
         return tuple(self.input_ids.shape[1] - padding for padding in self.padding)
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows without padding."""
+        adapters = self.adapters or tuple(adapter_of(mode) for mode in self.modes)
+        return tuple(
+            Row(
+                tuple(ids[padding:]),
+                tuple((media.start - padding, media.item) for media in self.media if media.row == row),
+                mode,
+                adapter,
+            )
+            for row, (ids, padding, mode, adapter) in enumerate(
+                zip(self.input_ids.tolist(), self.padding, self.modes, adapters, strict=True)
+            )
+        )
 
 
 class Processor:
@@ -73,6 +107,7 @@ class Processor:
         *,
         system: str | None = None,
         raw: bool = False,
+        adapter: str | None = None,
     ) -> Inputs:
         """One request as a batch of one, without padding.
 
@@ -82,67 +117,66 @@ class Processor:
             audios: paths, bytes or (array, rate); see ``audio.preprocess``.
             system: a system message in front.
             raw: take the string as it stands, special tokens included.
+            adapter: instead of the mode's own; "base" is none.
 
         Raises:
             PromptError, MediaError: what does not fit, in one line.
         """
-        return self.batch([Request(prompt, images, audios, system, raw)])
+        return self.batch([Request(prompt, images, audios, system, raw, adapter=adapter)])
 
     def batch(self, requests: list[Request]) -> Inputs:
         """Several requests, of any modes and lengths, padded on the left."""
         if not requests:
             raise PromptError("a batch needs at least one request")
-        rows = [self._row(request) for request in requests]
-        longest = max(len(ids) for ids, _ in rows)
-        padding = tuple(longest - len(ids) for ids, _ in rows)
+        rows = [self.row(request) for request in requests]
+        longest = max(len(row.ids) for row in rows)
+        padding = tuple(longest - len(row.ids) for row in rows)
         table = np.full((len(rows), longest), self.tokenizer.pad_id, np.int32)
-        for row, (ids, _) in enumerate(rows):
-            table[row, padding[row] :] = ids
+        for index, row in enumerate(rows):
+            table[index, padding[index] :] = row.ids
         return Inputs(
             input_ids=mx.array(table),
             padding=padding,
-            modes=tuple(
-                Mode.of(
-                    sum(isinstance(item, Picture) for item, _ in media),
-                    sum(isinstance(item, Clip) for item, _ in media),
-                )
-                for _, media in rows
-            ),
+            modes=tuple(row.mode for row in rows),
             media=tuple(
-                Media(item, row, padding[row] + start) for row, (_, media) in enumerate(rows) for item, start in media
+                Media(item, index, padding[index] + start)
+                for index, row in enumerate(rows)
+                for start, item in row.media
             ),
+            adapters=tuple(row.adapter for row in rows),
         )
 
-    def _row(self, request: Request) -> tuple[list[int], list[tuple[Picture | Clip, int]]]:
-        """The ids of a request, and its media with the position of each one's run."""
-        prompt = build_prompt(
-            self.tokenizer,
-            request.prompt,
-            _listed(request.images),
-            _listed(request.audios),
-            system=request.system,
-            raw=request.raw,
-        )
-        if (prompt.images or prompt.audios) and not self.config.multimodal:
+    def row(self, request: Request) -> Row:
+        """One request: its ids, its media prepared, its mode and adapter. Raises PromptError, MediaError."""
+        given = {"image": _listed(request.images), "audio": _listed(request.audios)}
+        for kind, media in request.media.items():
+            if kind not in MODALITIES:
+                raise PromptError(f"media are of kind {kind!r}, expected {', '.join(MODALITIES)}")
+            given[kind] = [*given.get(kind, []), *_listed(media)]
+        prompt = build_prompt(self.tokenizer, request.prompt, given, system=request.system, raw=request.raw)
+        held = [kind for kind, media in prompt.media.items() if media]
+        if any(not MODALITIES[kind].held(self.config) for kind in held):
             raise PromptError("this model is text-only; pictures and sound need Phi-4-multimodal")
+        if absent := [kind for kind in held if kind not in self.tokenizer.placeholders]:
+            raise PromptError(f"this model's tokenizer has no placeholder token for {absent[0]}")
+        mode = mode_of(held)
+        adapter = chosen_adapter(request.adapter, mode, self.config.adapters)
         prepared = {
-            "image": iter([prepare_picture(source) for source in prompt.images]),
-            "audio": iter([prepare_clip(source) for source in prompt.audios]),
+            kind: iter([MODALITIES[kind].prepare(source) for source in media]) for kind, media in prompt.media.items()
         }
         ids: list[int] = []
-        media: list[tuple[Picture | Clip, int]] = []
+        media: list[tuple[int, Medium]] = []
         for part in prompt.parts:
             if not isinstance(part, Slot):
                 ids.append(part)
                 continue
             item = next(prepared[part.kind])
-            token = getattr(self.tokenizer, f"{part.kind}_token")
-            media.append((item, len(ids)))
-            ids += [token.id] * item.tokens
+            media.append((len(ids), item))
+            ids += [self.tokenizer.placeholders[part.kind].id] * item.tokens
         context = self.config.decoder.max_position_embeddings
         if len(ids) > context:
             raise PromptError(f"the prompt has {len(ids)} tokens; the context holds {context}")
-        return ids, media
+        return Row(tuple(ids), tuple(media), mode, adapter)
 
 
 def _listed(media) -> list:

@@ -14,12 +14,11 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..errors import MediaError, PromptError
+from ..modalities import MODALITIES
 from .chat_template import Opening
 from .tokenizer import END, WHITE_SPACE, SpecialToken, Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool", "tool_response")
-KINDS = {"image": "picture", "audio": "recording"}
-PLACEHOLDER = re.compile(r"<\|(image|audio)_\d+\|>")  # the number is ignored, as published
 
 
 @dataclass(frozen=True)
@@ -32,28 +31,32 @@ class Slot:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids with slots between them, and the media in order of their slots."""
+    """Token ids with slots between them, and the media of each kind in order of their slots."""
 
     parts: list[int | Slot]
-    images: list
-    audios: list
+    media: dict[str, list]
+
+
+def placeholder() -> re.Pattern:
+    """``<|image_1|>`` and the like; the number is ignored, as published."""
+    return re.compile(rf"<\|({'|'.join(map(re.escape, MODALITIES))})_\d+\|>")
 
 
 def build_prompt(
     tokenizer: Tokenizer,
     prompt: str | list[dict],
-    images: list,
-    audios: list,
+    media: dict[str, list],
     *,
     system: str | None = None,
     raw: bool = False,
 ) -> Prompt:
     """Apply the template, encode, and match media with placeholders in order of appearance.
 
-    Without any placeholder, pictures and then recordings go in front of the first user message
-    (of a raw string: in front of it all). Raises PromptError where counts differ.
+    ``media`` are lists by kind. Without any placeholder they go in front of the first user message (of a raw string: in
+    front of it all), pictures first, then recordings, as the table of modalities has them. Raises PromptError where
+    counts differ.
     """
-    in_front = [Slot("image")] * len(images) + [Slot("audio")] * len(audios)
+    in_front = [Slot(kind) for kind in MODALITIES for _ in media.get(kind, [])]
     if raw:
         pieces, front = _raw_parts(tokenizer, prompt, system), 0
     else:
@@ -64,10 +67,10 @@ def build_prompt(
         pieces = pieces[:front] + in_front + pieces[front:]
     parts = pieces if raw else _encode(tokenizer, pieces)
     if not slots:
-        return Prompt(parts, images, audios)
-    if (images or audios) and any(slot.source is not None for slot in slots):
+        return Prompt(parts, media)
+    if any(media.values()) and any(slot.source is not None for slot in slots):
         raise PromptError("media come both from content parts and from images= or audios=; use one of the two")
-    return Prompt(parts, _matched("image", slots, images), _matched("audio", slots, audios))
+    return Prompt(parts, {kind: _matched(kind, slots, media.get(kind, [])) for kind in MODALITIES})
 
 
 def _matched(kind: str, slots: list[Slot], given: list) -> list:
@@ -75,9 +78,10 @@ def _matched(kind: str, slots: list[Slot], given: list) -> list:
     sources = [slot.source for slot in own if slot.source is not None]
     media = sources or given
     if len(own) != len(media):
+        noun = MODALITIES[kind].noun
         raise PromptError(
-            f"the prompt has {len(own)} {KINDS[kind]} placeholder(s) for {len(media)} "
-            f"{KINDS[kind]}(s); each needs its own, or leave all out to have the media put in front"
+            f"the prompt has {len(own)} {noun} placeholder(s) for {len(media)} {noun}(s); each needs its own, or leave "
+            "all out to have the media put in front"
         )
     return media
 
@@ -86,12 +90,9 @@ def _raw_parts(tokenizer: Tokenizer, prompt, system) -> list[int | Slot]:
     """A string as it stands: encoded whole, as the published processor does."""
     if not isinstance(prompt, str) or system is not None:
         raise PromptError("raw takes one string, without messages or a system prompt")
-    tokens = {"image": tokenizer.image_token, "audio": tokenizer.audio_token}
-    joined = PLACEHOLDER.sub(
-        lambda m: tokens[m[1]].content if tokens[m[1]] else m[0],
-        prompt,
-    )
-    slots = {token.id: Slot(kind) for kind, token in tokens.items() if token}
+    tokens = tokenizer.placeholders
+    joined = placeholder().sub(lambda m: tokens[m[1]].content if m[1] in tokens else m[0], prompt)
+    slots = {token.id: Slot(kind) for kind, token in tokens.items()}
     parts = [slots.get(id, id) for id in tokenizer.encode(joined)]
     if not parts:
         raise PromptError("the prompt is empty")
@@ -167,11 +168,10 @@ def _tools(tools) -> str:
 
 def _encode(tokenizer: Tokenizer, pieces: list[SpecialToken | str | Slot]) -> list[int | Slot]:
     """Encode text plainly, without the white space that a neighbouring token swallows."""
-    slot_tokens = {"image": tokenizer.image_token, "audio": tokenizer.audio_token}
 
     def neighbour(i: int) -> SpecialToken | None:
         piece = pieces[i] if 0 <= i < len(pieces) else None
-        return slot_tokens[piece.kind] if isinstance(piece, Slot) else piece
+        return tokenizer.placeholders.get(piece.kind) if isinstance(piece, Slot) else piece
 
     parts: list[int | Slot] = []
     for i, piece in enumerate(pieces):
@@ -201,12 +201,11 @@ def _content(content) -> list[str | Slot]:
             if not isinstance(text, str):
                 raise PromptError(f"a content part of type {kind} needs a string under 'text'")
             pieces += _split(text)
-        elif kind in ("image", "image_url", "input_image"):
-            pieces.append(Slot("image", _source(part, "image", "image_url")))
-        elif kind in ("audio", "audio_url", "input_audio"):
-            pieces.append(Slot("audio", _source(part, "audio", "audio_url", "input_audio")))
+        elif modality := next((each for each in MODALITIES.values() if kind in each.parts), None):
+            pieces.append(Slot(modality.kind, _source(part, *modality.fields)))
         else:
-            raise PromptError(f"a content part has type {kind!r}, expected text, image or audio")
+            expected = " or ".join([", ".join(["text", *list(MODALITIES)[:-1]]), list(MODALITIES)[-1]])
+            raise PromptError(f"a content part has type {kind!r}, expected {expected}")
     return pieces
 
 
@@ -214,7 +213,7 @@ def _split(text: str) -> list[str | Slot]:
     """Cut text at the placeholders that stand in it."""
     pieces: list[str | Slot] = []
     end = 0
-    for found in PLACEHOLDER.finditer(text):
+    for found in placeholder().finditer(text):
         pieces += [text[end : found.start()], Slot(found[1])]
         end = found.end()
     return [piece for piece in [*pieces, text[end:]] if piece != ""]

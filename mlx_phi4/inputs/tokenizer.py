@@ -6,13 +6,11 @@ from pathlib import Path
 
 from ..config import Config, read_json
 from ..errors import CheckpointError, ConfigError, PromptError
+from ..modalities import MODALITIES
 from .chat_template import read_opening
 
 END = "<|end|>"
 END_OF_TEXT = "<|endoftext|>"
-# Microsoft's name of the placeholder token first, then Transformers'
-IMAGE_TOKENS = ("<|endoftext10|>", "<|image|>")
-AUDIO_TOKENS = ("<|endoftext11|>", "<|audio|>")
 
 # Unicode's White_Space, which is what the tokenizers library strips beside a token; Python's own
 # str.strip takes four control characters more
@@ -68,11 +66,13 @@ class Tokenizer:
         self.stop_ids = self._stop_ids(folder)
         end_of_text = self.special.get(END_OF_TEXT, self.special[END])
         self.pad_id = end_of_text.id
-        self.image_token = self._placeholder(IMAGE_TOKENS, config.image_token_id)
-        self.audio_token = self._placeholder(AUDIO_TOKENS, config.audio_token_id)
-        absent = "image" if self.image_token is None else "audio"
-        if config.multimodal and None in (self.image_token, self.audio_token):
-            raise ConfigError(f"{path} has no {absent} placeholder token")
+        self.placeholders: dict[str, SpecialToken] = {}
+        for kind, modality in MODALITIES.items():
+            token = self._placeholder(modality.tokens, getattr(config, f"{kind}_token_id", None))
+            if token is not None:
+                self.placeholders[kind] = token
+            elif config.multimodal and modality.held(config):
+                raise ConfigError(f"{path} has no {kind} placeholder token")
 
     def _placeholder(self, names: tuple[str, ...], from_config: int | None) -> SpecialToken | None:
         """By string; by the config's id only where the tokenizer knows neither string."""

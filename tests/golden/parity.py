@@ -13,7 +13,10 @@ import numpy as np
 from cases import CASES, LONG_CASES, NEW_TOKENS
 
 import mlx_phi4
-from mlx_phi4.generation.batch import Generation, RowOptions
+from mlx_phi4 import Request
+from mlx_phi4.generation.batch import Batch
+from mlx_phi4.generation.options import GenerationOptions
+from mlx_phi4.generation.sequence import Sequence
 from mlx_phi4.synthetic.random_checkpoint import write_random_checkpoint
 
 DATA = Path(__file__).parent / "data"
@@ -36,12 +39,14 @@ def row(model, processor, size, case) -> str:
 
 def long_row(model, processor, case) -> str:
     """Greedy tokens across 4096 against data/long.npz, all of them."""
-    inputs = processor(case.chat(), case.images(), [(audio, 16_000) for audio in case.audios()])
-    generation = Generation(model, inputs, [RowOptions(max_tokens=NEW_TOKENS)])
-    tokens = [step[0].token for step in generation.steps()]
+    row = processor.row(Request(case.chat(), case.images(), [(audio, 16_000) for audio in case.audios()]))
+    sequence, batch = Sequence(row, GenerationOptions(max_tokens=NEW_TOKENS)), Batch(model)
+    batch.admit(sequence)
+    while batch.active:
+        batch.step()
     expected = np.load(DATA / "long.npz")[f"{case.name}/tokens"].tolist()
-    equal = sum(ours == theirs for ours, theirs in zip(tokens, expected, strict=True))
-    return f"| {case.name} | {inputs.lengths[0]} | {equal} of {len(expected)} |"
+    equal = sum(ours == theirs for ours, theirs in zip(sequence.tokens, expected, strict=True))
+    return f"| {case.name} | {len(row.ids)} | {equal} of {len(expected)} |"
 
 
 def main():

@@ -1,0 +1,40 @@
+"""The stream that all work goes through, one thread at a time, so that a loaded model belongs to no thread.
+
+An MLX stream belongs to the thread that made it, and so does every array that is not computed yet. All of this
+package's work goes to one stream that any thread may use; since that is safe for one thread at a time only, threads
+take turns, a step of generation each.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mlx.core as mx
+
+_turn = threading.RLock()
+_streams: dict[str, mx.Stream] = {}  # by the device's name: equal devices have different hashes
+
+
+@contextmanager
+def exclusive() -> Iterator[None]:
+    """Compute on the shared stream while no other thread does."""
+    with _turn, mx.stream(_stream(mx.default_device())):
+        yield
+
+
+def cpu_stream() -> mx.Stream:
+    """The shared stream of the CPU, where files are read whatever the device is."""
+    with _turn:
+        return _stream(mx.Device(mx.DeviceType.cpu, 0))
+
+
+def _stream(device: mx.Device) -> mx.Stream:
+    if str(device) not in _streams:
+        _streams[str(device)] = mx.new_thread_unsafe_stream(device)
+    return _streams[str(device)]
+
+
+def wire_memory() -> None:
+    """Let Metal keep as much memory resident as the machine recommends, as mlx-lm does while it generates."""
+    if mx.metal.is_available():
+        mx.set_wired_limit(mx.device_info()["max_recommended_working_set_size"])
