@@ -118,12 +118,12 @@ def test_hub_id_with_two_processes_at_once(hub, cache_folder):
 
 
 def test_generate_takes_a_hub_id(hub):
-    code, _, errors = result(hub.python("-m", "mlx_phi4.generate", "--model", "owner/model", "-p", "x", "-m", "2"))
+    code, _, errors = result(hub.python("-m", "mlx_phi4", "generate", "--model", "owner/model", "-p", "x", "-m", "2"))
     assert code == 0 and "Converting owner/model to 4 bits" in errors
 
 
 def test_hub_ids_that_cannot_be_had(hub):
-    convert = ("-m", "mlx_phi4.convert", "--quiet", "--model")
+    convert = ("-m", "mlx_phi4", "convert", "--quiet", "--model")
     code, _, errors = result(hub.python(*convert, "owner/none"))
     assert code == 2 and errors.strip() == (
         "error: owner/none: no such folder here, and no such model on the hub (or it is private)"
@@ -134,7 +134,7 @@ def test_hub_ids_that_cannot_be_had(hub):
 
 def test_interrupted_download(hub, tmp_path):
     hub.cut = "model.safetensors"
-    convert = ("-m", "mlx_phi4.convert", "--quiet", "--model", "owner/model", "--mlx-path", "out")
+    convert = ("-m", "mlx_phi4", "convert", "--quiet", "--model", "owner/model", "--mlx-path", "out")
     code, _, errors = result(hub.python(*convert))
     assert code == 2 and "error: owner/model: the download stopped, the same command goes on with it" in errors
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()

@@ -7,6 +7,7 @@ from cases import clip, picture
 
 import mlx_phi4
 from mlx_phi4 import Request
+from mlx_phi4.decoder.adapters import Route
 
 REQUESTS = [
     Request("Count to three."),
@@ -67,7 +68,7 @@ def test_every_mode_takes_its_own_route(loaded):
         h = model.embed(inputs)
         routed = model.model(h, model.new_state(inputs))
         state = model.new_state(inputs)
-        state.route = mlx_phi4.adapters.Route()
+        state.route = Route()
         assert mx.abs(routed - model.model(h, state)).max().item() > 0.1
 
 
