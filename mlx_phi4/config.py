@@ -5,12 +5,12 @@ models' ``phi3``) say the same things under different names; everything behind t
 one form. Formulas: technical report arXiv 2503.01743, section 2, and the published files.
 """
 
-import json
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from .errors import ConfigError
+from .files import read_json
 
 CROP_SIZE = 448  # pixels, side of a view
 PATCH_SIZE = 14  # pixels, side of a patch
@@ -175,19 +175,6 @@ class Config:
         except (TypeError, ValueError, AttributeError, ArithmeticError, KeyError) as error:
             # an object where a number belongs, or the other way round
             raise ConfigError(f"a value has the wrong kind: {error}") from None
-
-
-def read_json(path: Path) -> dict:
-    """Read a JSON object. Raises ConfigError with the file's name."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} is missing") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds a {type(raw).__name__}, expected an object")
-    return raw
 
 
 def _check_numbers(what: str, config) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from .checkpoint.weights import Shard, check_layout, load_weights, read_shards
-from .config import Config, read_json
+from .config import Config
 from .errors import CheckpointError, Phi4Error
+from .files import read_json
 from .inputs.processor import Processor
 from .inputs.tokenizer import Tokenizer
 from .model import Phi4

@@ -213,10 +213,10 @@ def test_json_on_standard_output_is_all_there_is(recordings, checkpoint, run_com
 
 
 def test_a_full_disk_does_not_cost_the_summary(recordings, checkpoint, run_command, monkeypatch):
-    def full(path, text):
+    def full(path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("mlx_phi4.commands.evaluate._write", full)
+    monkeypatch.setattr("mlx_phi4.commands.evaluate.write_whole", full)
     out_path = recordings.parent / "scores.json"
     code, out, err = run_command(command, "asr", recordings, "--model", checkpoint(), "--json", out_path, "--limit", 1)
     assert code == 2 and "word error rate" in out and err == f"error: {out_path}: No space left on device\n"

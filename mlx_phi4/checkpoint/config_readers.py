@@ -18,9 +18,9 @@ from ..config import (
     LoRAConfig,
     RopeConfig,
     VisionConfig,
-    read_json,
 )
 from ..errors import ConfigError
+from ..files import read_json
 
 
 def read_decoder(raw: dict) -> DecoderConfig:

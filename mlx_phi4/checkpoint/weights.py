@@ -10,8 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..config import Config, read_json
+from ..config import Config
 from ..errors import CheckpointError
+from ..files import read_json
 from . import names
 
 INDEX = "model.safetensors.index.json"

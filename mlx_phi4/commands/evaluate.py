@@ -16,6 +16,7 @@ from ..evaluation.answers import AnswerScores, evaluate_pictures
 from ..evaluation.speech import SpeechScores, evaluate_asr
 from ..evaluation.text import evaluate_text
 from ..evaluation.word_errors import NORMALIZERS
+from ..files import write_whole
 from . import cli
 
 
@@ -95,7 +96,8 @@ def _report(lines: Iterable[str], values: dict, json_path: str | None, failures:
         lines = [text]
     elif json_path is not None:
         try:
-            _write(Path(json_path), f"{text}\n")
+            with write_whole(Path(json_path)) as partial:
+                partial.write_text(f"{text}\n", encoding="utf-8")
         except OSError as error:  # a full disk must not cost the summary of hours of work, too
             unwritten = Phi4Error(f"{json_path}: {error.strerror or error}")
     for line in lines:
@@ -104,16 +106,6 @@ def _report(lines: Iterable[str], values: dict, json_path: str | None, failures:
         raise unwritten
     if failures:
         raise click.exceptions.Exit(1)
-
-
-def _write(path: Path, text: str) -> None:
-    """Written beside and renamed: there is never half a file."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 _SHARED = (

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from ..config import read_json
 from ..errors import CheckpointError, ConversionError
+from ..files import read_json
 from ..loading import ASSETS, find_folder, hub_config, is_hub_id, local_folder
 from .convert import convert
 from .converted_config import FORMAT

@@ -19,8 +19,9 @@ from mlx.utils import tree_flatten
 from ..checkpoint import names
 from ..checkpoint.tensorfile import CODES, DTYPES, FLOATS, StoredTensor, itemsize, read_header, shard_bytes
 from ..checkpoint.weights import load_weights, locate
-from ..config import OWN_SECTION, Config, read_json
+from ..config import OWN_SECTION, Config
 from ..errors import ConversionError
+from ..files import read_json
 from ..inputs.tokenizer import Tokenizer
 from ..loading import read_checkpoint
 from ..model import Phi4

@@ -10,8 +10,9 @@ from mlx.utils import tree_flatten
 
 from ..checkpoint.tensorfile import CODES, FLOATS, StoredTensor, read_header
 from ..checkpoint.weights import load_weights, locate
-from ..config import OWN_SECTION, read_json
+from ..config import OWN_SECTION
 from ..errors import CheckpointError
+from ..files import read_json
 from ..inputs.tokenizer import Tokenizer
 from ..loading import read_checkpoint
 from ..model import Phi4

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import Phi4Error, PromptError
+from ..files import write_whole
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..inputs.processor import Processor
@@ -102,13 +103,11 @@ class Chat:
     def save(self, path: str | Path) -> Path:
         """Write the conversation as a JSON list of messages, media as paths. Raises Phi4Error."""
         path = Path(path).expanduser()
-        partial = path.with_name(f".{path.name}.partial")
         text = json.dumps([_saved(message) for message in self.messages], ensure_ascii=False, indent=1)
         try:
-            partial.write_text(text + "\n", encoding="utf-8")
-            partial.replace(path)
+            with write_whole(path) as partial:
+                partial.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise Phi4Error(f"{path}: cannot be written: {error.strerror or error}") from None
         return path
 

@@ -10,6 +10,7 @@ import mlx.core as mx
 from ..decoder.adapters import ROUTES, Mode
 from ..decoder.state import CacheOptions, DecodeState
 from ..errors import Phi4Error, PromptError
+from ..files import write_whole
 from ..inputs.processor import Inputs
 from ..model import Phi4, projector_of
 from .media_cache import MediaCache
@@ -92,12 +93,11 @@ class PromptCache:
             "options": json.dumps(vars(self.options)),
         }
         path = _checked(path)
-        partial = path.with_name(f".{path.name}.partial.safetensors")
         try:
-            save_prompt_cache(str(partial), self.state.cache, metadata)
-            partial.replace(path)
+            # an open file: of a full disk MLX says nothing where it is given a name
+            with write_whole(path) as partial, partial.open("wb") as file:
+                save_prompt_cache(file, self.state.cache, metadata)
         except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
             raise Phi4Error(f"{path}: the prompt cache cannot be written: {error}") from None
 
     @classmethod
