@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from .checkpoint.config_readers import read_config
 from .checkpoint.weights import Shard, check_layout, load_weights, read_shards
 from .config import Config
 from .errors import CheckpointError, Phi4Error
@@ -64,7 +65,7 @@ def load(
 
 def read_checkpoint(folder: Path) -> tuple[Config, list[Shard]]:
     """A folder's configuration and shards, checked as far as headers tell. Raises Phi4Error."""
-    config = Config.from_folder(folder)
+    config = read_config(folder)
     shards = read_shards(folder)
     check_layout(config, shards)
     return _with_bias_rows(config, shards), shards

@@ -442,11 +442,11 @@ def test_options_of_decoding_are_documented_where_they_are_passed_on():
 
 def test_a_model_says_how_its_recordings_are_cut_unless_the_caller_does():
     """phi4-tiny was trained on a few words at a time; 30 seconds at once would be noise to it."""
-    from mlx_phi4.config import Config
+    from mlx_phi4.checkpoint.config_readers import read_config
     from mlx_phi4.loading import ASSETS
     from mlx_phi4.transcription.chunking import Listening
 
-    tiny = Config.from_folder(ASSETS / "phi4-tiny")
+    tiny = read_config(ASSETS / "phi4-tiny")
     assert tiny.transcription == {"segment_seconds": 6.0, "pause": 0.2}
     assert Listening(pause=1.0).suited_to(tiny) == Listening(segment_seconds=6.0, pause=1.0)
     plain = dataclasses.replace(tiny, transcription={})

@@ -4,6 +4,7 @@ Text models keep the published ``phi3`` form, which the ecosystem reads. Multimo
 Microsoft's ``phi4mm`` form, whichever layout they come from, with one section more.
 """
 
+from ..checkpoint.config_readers import config_from_dict
 from ..config import MEL_BINS, OWN_SECTION, TIME_REDUCTION, AudioConfig, Config
 
 FORMAT = 1  # of what is written; another number keeps old and new conversions apart
@@ -65,7 +66,7 @@ def _multimodal(raw: dict, config: Config) -> dict:
 
 def _published_vision_width(raw: dict, config: Config) -> int:
     """As the reader of ``config.json`` finds it."""
-    return Config.from_dict(raw).vision.intermediate_size
+    return config_from_dict(raw).vision.intermediate_size
 
 
 def _microsoft_form(config: Config) -> dict:
