@@ -139,7 +139,7 @@ def test_import_is_light():
         "import mlx_phi4.generation.generate; from mlx_phi4 import generate",
         "from mlx_phi4.generation.generate import GenerationResponse; from mlx_phi4 import generate, stream_generate",
         "import mlx_phi4; from mlx_phi4 import generate; import mlx_phi4.generation.generate; generate = mlx_phi4.generate",  # noqa: E501
-        "from mlx_phi4.loading import find_folder; from mlx_phi4 import load; import mlx_phi4.generation.generate as generate",  # noqa: E501
+        "from mlx_phi4.checkpoint.hub import find_folder; from mlx_phi4 import load; import mlx_phi4.generation.generate as generate",  # noqa: E501
     ],
 )
 def test_a_function_named_like_its_module_is_callable_in_every_import_order(code):

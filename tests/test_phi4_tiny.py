@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mlx_phi4 import MediaCache, Request, batch_generate, load, loading, transcribe
+from mlx_phi4 import MediaCache, Request, batch_generate, load, transcribe
+from mlx_phi4.checkpoint import hub
 from mlx_phi4.commands.generate import command
-from mlx_phi4.converter import first_use
 from mlx_phi4.decoder.adapters import RoutedLinear
 from mlx_phi4.errors import CheckpointError
 
@@ -99,9 +99,8 @@ def test_example_scripts_give_the_right_answers_from_any_folder(script, tmp_path
 @pytest.fixture
 def broken(monkeypatch, tmp_path):
     """A copy of the assets that may be damaged."""
-    shutil.copytree(loading.ASSETS, tmp_path / "assets")
-    monkeypatch.setattr(loading, "ASSETS", tmp_path / "assets")
-    monkeypatch.setattr(first_use, "ASSETS", tmp_path / "assets")
+    shutil.copytree(hub.ASSETS, tmp_path / "assets")
+    monkeypatch.setattr(hub, "ASSETS", tmp_path / "assets")
     return tmp_path / "assets" / "phi4-tiny"
 
 

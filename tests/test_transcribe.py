@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import soundfile
 
 import mlx_phi4
-from mlx_phi4 import kept_model
+from mlx_phi4 import loading
 from mlx_phi4.audio.preprocess import Clip, prepare_clip
 from mlx_phi4.errors import MediaError, Phi4Error
 from mlx_phi4.generation import batch as engine
@@ -418,11 +419,20 @@ def test_models_that_cannot_hear(loaded):
 
 
 def test_the_last_model_stays_loaded(checkpoint, monkeypatch):
-    monkeypatch.setattr(kept_model, "_kept", {})
-    first = kept_model.model_and_processor(checkpoint())
-    assert kept_model.model_and_processor(str(checkpoint())) is first
-    other = kept_model.model_and_processor(checkpoint("text"))
-    assert other is not first and list(kept_model._kept.values()) == [other]
+    monkeypatch.setattr(loading, "_kept", {})
+    first = loading.model_and_processor(checkpoint())
+    assert loading.model_and_processor(str(checkpoint())) is first
+    other = loading.model_and_processor(checkpoint("text"))
+    assert other is not first and list(loading._kept.values()) == [other]
+
+
+def test_threads_that_ask_at_once_load_once(checkpoint, monkeypatch):
+    load, loads = loading.load, []
+    monkeypatch.setattr(loading, "_kept", {})
+    monkeypatch.setattr(loading, "load", lambda folder: loads.append(folder) or time.sleep(0.1) or load(folder))
+    with ThreadPoolExecutor(4) as threads:
+        pairs = list(threads.map(loading.model_and_processor, [checkpoint()] * 4))
+    assert len(loads) == 1 and all(pair is pairs[0] for pair in pairs)
 
 
 def test_the_function_is_callable():
@@ -443,7 +453,7 @@ def test_options_of_decoding_are_documented_where_they_are_passed_on():
 def test_a_model_says_how_its_recordings_are_cut_unless_the_caller_does():
     """phi4-tiny was trained on a few words at a time; 30 seconds at once would be noise to it."""
     from mlx_phi4.checkpoint.config_readers import read_config
-    from mlx_phi4.loading import ASSETS
+    from mlx_phi4.checkpoint.hub import ASSETS
     from mlx_phi4.transcription.chunking import Listening
 
     tiny = read_config(ASSETS / "phi4-tiny")

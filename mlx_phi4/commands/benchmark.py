@@ -29,11 +29,10 @@ def main(model, as_json, quiet, **options):
     """Measure how fast a model answers here, in each mode. The prompts are random tokens."""
     if not quiet:
         click.echo(f"Loading {model} ...", err=True)
-    from ..converter.first_use import model_folder
     from ..evaluation.speed import benchmark, machine
     from ..loading import load
 
-    found = benchmark(*load(model_folder(model, quiet=quiet)), quiet=quiet, **options)
+    found = benchmark(*load(model, quiet=quiet), quiet=quiet, **options)
     where = machine()
     if as_json:
         asked = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}

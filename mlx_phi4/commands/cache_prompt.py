@@ -20,11 +20,10 @@ def main(model, prompt, images, audios, prompt_cache_file, quiet, **options):
 
     A request reuses it as far as it begins alike: repeat --system, --image and --audio there.
     """
-    from ..converter.first_use import model_folder
     from ..generation.generate import cache_prompt
     from ..loading import load
 
-    model, processor = load(model_folder(model, quiet=quiet))
+    model, processor = load(model, quiet=quiet)
     options["progress"] = cli.prefill_progress(quiet)
     cache = cache_prompt(model, processor, cli.read_prompt(prompt), list(images), list(audios), **options)
     cache.save(prompt_cache_file, model)

@@ -64,10 +64,9 @@ def main(model, quiet, stop, **options):
 
     Standard output gets the answers and nothing else. /help lists what else can be typed.
     """
-    from ..converter.first_use import model_folder
     from ..loading import load
 
-    chat(*load(model_folder(model, quiet=quiet)), quiet=quiet, stop=list(stop), **options)
+    chat(*load(model, quiet=quiet), quiet=quiet, stop=list(stop), **options)
 
 
 def command() -> None:

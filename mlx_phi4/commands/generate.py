@@ -34,11 +34,10 @@ def main(model, prompt, images, audios, logit_bias, prompt_cache_file, as_json, 
     if prompt is None and not images and not audios:
         raise click.UsageError("Missing option '--prompt' (or --image, --audio).")
     prompt, options["logit_bias"] = cli.read_prompt(prompt), _biases(logit_bias)
-    from ..converter.first_use import model_folder
     from ..generation.generate import stream_generate
     from ..loading import load
 
-    model, processor = load(model_folder(model, quiet=quiet))
+    model, processor = load(model, quiet=quiet)
     if prompt_cache_file:
         from ..generation.prompt_cache import PromptCache
 

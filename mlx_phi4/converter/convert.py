@@ -68,7 +68,7 @@ def convert(
         "encoder_bits": encoder_bits,
     }
     _check_options(quantize, dequantize, quantization, q_mode)
-    from ..loading import find_folder, local_folder
+    from ..checkpoint.hub import find_folder, local_folder
     from .plan import make_plan
     from .publish import check_upload, model_card, upload
     from .writer import check_destination, write
@@ -79,8 +79,6 @@ def convert(
         if upload_repo is not None:
             check_upload()
         local = local_folder(model).is_dir()
-        if local and revision is not None:
-            raise ConversionError(f"{model} is a folder: it has no revision {revision!r}")
         source = find_folder(model, revision)
         options = quantization | {"q_mode": q_mode, "dtype": dtype, "quantize": quantize, "dequantize": dequantize}
         plan = make_plan(source, **options)

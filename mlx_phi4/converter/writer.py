@@ -15,8 +15,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from ..checkpoint.shards import INDEX
 from ..checkpoint.tensorfile import ShardWriter, shard_bytes
-from ..checkpoint.weights import INDEX
 from ..errors import ConversionError, Phi4Error
 from ..files import write_whole
 from .plan import Plan, Task

@@ -50,7 +50,7 @@ def transcribe(
     Raises:
         Phi4Error: a bad value, recording or model, in one line.
     """
-    from ..kept_model import model_and_processor
+    from ..loading import model_and_processor
     from .chunking import Failure
     from .transcriber import Transcriber
 
