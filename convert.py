@@ -3,7 +3,7 @@
 $ python convert.py --model microsoft/Phi-4-multimodal-instruct --mlx-path phi4-4bit
 """
 
-from mlx_phi4.converter.convert import command
+from mlx_phi4.commands.convert import command
 
 if __name__ == "__main__":
     command()

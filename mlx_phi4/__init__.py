@@ -1,48 +1,50 @@
 """Phi-4-mini and Phi-4-multimodal on Apple silicon with MLX.
 
-Names are imported when they are first used, so that commands answer ``--help`` at once.
+Names are imported when they are first used (see ``api.py``), so that commands answer ``--help`` at once.
 """
 
-from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .api import *
 
 __version__ = "0.1.0"
-
-_HOME = {
-    "load": "loading",
-    "convert": "converter.convert",
-    "generate": "generation.generate",
-    "stream_generate": "generation.generate",
-    "batch_generate": "generation.generate",
-    "cache_prompt": "commands.cache_prompt",
-    "chat": "generation.chat",
-    "Chat": "generation.chat",
-    "benchmark": "evaluation.speed",
-    "transcribe": "transcription.transcribe",
-    "Transcript": "transcription.transcript",
-    "Segment": "transcription.transcript",
-    "evaluate_asr": "evaluation.speech",
-    "evaluate_pictures": "evaluation.answers",
-    "evaluate_text": "commands.evaluate",
-    "PromptCache": "generation.prompt_cache",
-    "MediaCache": "generation.media_cache",
-    "GenerationResponse": "generation.generate",
-    "Request": "inputs.processor",
-    "Processor": "inputs.processor",
-    "Inputs": "inputs.processor",
-    "Phi4": "model",
-    "Mode": "modalities",
-    "Phi4Error": "errors",
-}
-__all__ = sorted(_HOME)
+__all__ = [
+    "Chat",
+    "GenerationResponse",
+    "Inputs",
+    "MediaCache",
+    "Mode",
+    "Phi4",
+    "Phi4Error",
+    "Processor",
+    "PromptCache",
+    "Request",
+    "Segment",
+    "Transcript",
+    "batch_generate",
+    "benchmark",
+    "cache_prompt",
+    "chat",
+    "convert",
+    "evaluate_asr",
+    "evaluate_pictures",
+    "evaluate_text",
+    "generate",
+    "load",
+    "stream_generate",
+    "transcribe",
+]
 
 
 def __getattr__(name: str):
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
+    from . import api
+
+    globals()[name] = value = getattr(api, name)
     return value
 
 
 def __dir__():
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

@@ -1,14 +1,11 @@
-"""Typed configuration, read from any published ``config.json`` and checked on the way in.
+"""Typed configuration, checked on the way in: one form, whatever the published ``config.json`` looks like.
 
-The three published forms (Microsoft's ``phi4mm``, Transformers' ``phi4_multimodal`` and the text
-models' ``phi3``) say the same things under different names; everything behind this module sees
-one form. Formulas: technical report arXiv 2503.01743, section 2, and the published files.
+``checkpoint/config_readers.py`` fills it. Formulas: technical report arXiv 2503.01743, section 2, and the published
+files.
 """
 
-import json
 import math
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 
 from .errors import ConfigError
 
@@ -145,49 +142,6 @@ class Config:
     @property
     def multimodal(self) -> bool:
         return self.vision is not None
-
-    @classmethod
-    def from_folder(cls, folder: Path) -> "Config":
-        """Read ``config.json`` of a checkpoint folder. Raises ConfigError."""
-        raw = read_json(folder / "config.json")
-        try:
-            return cls.from_dict(raw, folder)
-        except ConfigError as error:
-            raise ConfigError(f"{folder / 'config.json'}: {error}") from None
-
-    @classmethod
-    def from_dict(cls, raw: dict, folder: Path | None = None) -> "Config":
-        """Build from a published dictionary; ``folder`` holds the adapters of layout 2."""
-        from .checkpoint.config_readers import READERS, read_decoder
-
-        model_type = raw.get("model_type")
-        if not isinstance(model_type, str) or model_type not in READERS:
-            raise ConfigError(f"model_type is {model_type!r}, expected one of {', '.join(map(repr, READERS))}")
-        try:
-            return cls(
-                decoder=read_decoder(raw),
-                quantization=raw.get("quantization") or raw.get("quantization_config"),
-                transcription={name: float(value) for name, value in (raw.get("transcription") or {}).items()},
-                **READERS[model_type](raw, folder),
-            )
-        except ConfigError:
-            raise
-        except (TypeError, ValueError, AttributeError, ArithmeticError, KeyError) as error:
-            # an object where a number belongs, or the other way round
-            raise ConfigError(f"a value has the wrong kind: {error}") from None
-
-
-def read_json(path: Path) -> dict:
-    """Read a JSON object. Raises ConfigError with the file's name."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} is missing") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds a {type(raw).__name__}, expected an object")
-    return raw
 
 
 def _check_numbers(what: str, config) -> None:

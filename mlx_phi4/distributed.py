@@ -1,6 +1,6 @@
-"""Sharing files out to the processes of ``mlx.launch``, and one summary at the end.
+"""The processes that ``mlx.launch`` started together: their ranks, what all of them know, and whose work is whose.
 
-Nothing is sent but a few numbers: before any work, which outputs are there already, and at the end what was done.
+Nothing is sent but a few numbers, and nothing here knows what the work is.
 """
 
 import os
@@ -66,6 +66,10 @@ def _no_hosts() -> bool:
 
 def agree(ranks: Ranks, names: list[str], finished: list[bool]) -> list[bool]:
     """Which files any rank finds finished. Nobody goes on before all have looked, so all share out the same files.
+
+    Args:
+        names: of all files, in the same order on every rank; they need not exist under the same path.
+        finished: for each of them, whether this rank finds it finished.
 
     Raises:
         Phi4Error: the ranks see different files.

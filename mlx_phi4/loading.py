@@ -1,29 +1,21 @@
-"""From a folder or hub id to a model and its processor."""
+"""From a folder, a built-in name or a hub id to a model and its processor."""
 
-import dataclasses
-import hashlib
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
 from pathlib import Path
 
 import mlx.core as mx
 
-from .checkpoint.weights import Shard, check_layout, load_weights, read_shards
-from .config import Config, read_json
+from .checkpoint.folder import read_checkpoint
+from .checkpoint.hub import find_folder
+from .converter.first_use import cached_folder, model_folder
 from .decoder.adapters import LoRA
 from .device import exclusive, wire_memory
-from .errors import CheckpointError, Phi4Error
+from .errors import Phi4Error
 from .inputs.processor import Processor
-from .inputs.tokenizer import Tokenizer
 from .model import Phi4
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
-BIAS_TABLE = "relative_attention_bias_layer.bias_values.weight"
-ASSETS = Path(__file__).parent / "assets"
-BUILT_IN = ("phi4-tiny",)  # models inside the package; a folder of that name in reach is ./phi4-tiny
-CHECKSUMS = "SHA256SUMS"
+_kept: dict[Path, tuple[Phi4, Processor]] = {}
+_keeping = threading.Lock()
 
 
 def load(
@@ -32,32 +24,34 @@ def load(
     revision: str | None = None,
     dtype: mx.Dtype | str | None = None,
     lazy: bool = True,
-    quantize: int | None = None,
+    quantize: int | bool | None = None,
+    quiet: bool = False,
 ) -> tuple[Phi4, Processor]:
-    """Load what is published, as it is published.
+    """Load a model, the same one as ``--model`` of the commands.
 
     Args:
-        path_or_hub_id: a checkpoint folder, a hub id (downloaded once, safetensors only), or "phi4-tiny", the small
+        path_or_hub_id: a checkpoint folder, which is read as it is; a hub id (downloaded once, safetensors only), of
+            which published weights are converted to 4 bits, once, into a cache folder; or "phi4-tiny", the small
             trained model inside this package.
         revision: branch, tag or commit of a hub id.
         dtype: float32, float16 or bfloat16 for all weights; None keeps the stored one.
         lazy: read a tensor when it is first needed; False reads all at once.
-        quantize: convert published weights to so many bits (2, 3, 4, 5, 6 or 8), once, into a
-            cache folder, and load from there; see ``cache.cached_folder``.
+        quantize: so many bits (2, 3, 4, 5, 6 or 8) instead, also for a folder of published weights, once, into the
+            cache folder; see ``converter.first_use.cached_folder``. False: a hub id's weights as they are published.
+        quiet: nothing on standard error while weights are converted.
 
     Raises:
         Phi4Error: the folder, its configuration or its tensors do not fit; in one line.
     """
-    if quantize is not None:
-        from .converter.first_use import cached_folder  # imported here: the converter itself reads with this module
-
-        path_or_hub_id = cached_folder(path_or_hub_id, bits=quantize, revision=revision)
-    folder = find_folder(path_or_hub_id, revision)
-    config, shards = read_checkpoint(folder)
-    tokenizer = Tokenizer(folder, config)
+    if quantize is None:
+        folder = model_folder(path_or_hub_id, revision, quiet=quiet)
+    elif quantize is False:
+        folder = find_folder(path_or_hub_id, revision)
+    else:
+        folder = cached_folder(path_or_hub_id, bits=quantize, revision=revision, quiet=quiet)
+    checkpoint = read_checkpoint(folder)
     with exclusive():
-        model = Phi4(config)
-        load_weights(model, folder, shards, _dtype(dtype))
+        model, tokenizer = checkpoint.open(dtype)
         for module in model.modules():
             if isinstance(module, LoRA):
                 module.fold_scale()
@@ -65,122 +59,26 @@ def load(
         if not lazy:
             mx.eval(model.parameters())
     wire_memory()
-    return model, Processor(config, tokenizer)
+    return model, Processor(checkpoint.config, tokenizer)
 
 
-def read_checkpoint(folder: Path) -> tuple[Config, list[Shard]]:
-    """A folder's configuration and shards, checked as far as headers tell. Raises Phi4Error."""
-    config = Config.from_folder(folder)
-    shards = read_shards(folder)
-    check_layout(config, shards)
-    return _with_bias_rows(config, shards), shards
+def model_and_processor(
+    model: str | Path | Phi4, processor: Processor | None = None, *, quiet: bool = False
+) -> tuple[Phi4, Processor]:
+    """A loaded model with its processor as they are; a folder or hub id as ``load`` has it.
 
-
-def find_folder(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint, downloaded if need be. Raises CheckpointError."""
-    folder = local_folder(path_or_hub_id)
-    if folder.parent == ASSETS:
-        _check_asset(folder)
-    if folder.is_dir():
-        return folder
-    name = str(path_or_hub_id)
-    if not is_hub_id(name) or folder.exists():
-        raise CheckpointError(f"{name}: no such model folder")
-    return _download(name, revision)
-
-
-def local_folder(path_or_hub_id: str | Path) -> Path:
-    """The path that a name stands for, with ``~`` expanded; it need not exist."""
-    if isinstance(path_or_hub_id, str) and path_or_hub_id in BUILT_IN:
-        return ASSETS / path_or_hub_id
-    try:
-        return Path(path_or_hub_id).expanduser()
-    except RuntimeError:  # ~someone, and there is no such user
-        return Path(path_or_hub_id)
-
-
-def _check_asset(folder: Path) -> None:
-    """Nobody can have changed a built-in model on purpose: compare its files with their checksums."""
-    for line in _asset_bytes(folder / CHECKSUMS).decode().splitlines():
-        digest, name = line.split()
-        if hashlib.sha256(_asset_bytes(folder / name)).hexdigest() != digest:
-            raise CheckpointError(f"{folder / name}: is damaged; install mlx_phi4 again")
-
-
-def _asset_bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{file}: {error.strerror}; install mlx_phi4 again") from None
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name has the form owner/model."""
-    return HUB_ID.fullmatch(name) is not None and not name.startswith(".")
-
-
-def hub_config(name: str, revision: str | None = None) -> Path:
-    """``config.json`` of a hub id in the hub's cache; its folder is named by the commit. Raises CheckpointError."""
-    from huggingface_hub import hf_hub_download
-
-    with _hub_errors(name, revision):
-        return Path(hf_hub_download(name, "config.json", revision=revision))
-
-
-def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    config = read_json(hub_config(name, revision))
-    # Microsoft's own layout holds the adapters in its shards and a second time beside them
-    repeated = ["*-lora/*"] if config.get("model_type") == "phi4mm" else []
-    patterns = ["*.json", "*.jinja", "*.txt", "*.safetensors", "LICENSE*"]
-    with _hub_errors(name, revision):
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=repeated),
-        )
-
-
-@contextmanager
-def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
-    """What goes wrong at the hub as a CheckpointError, without the library's own messages on the way."""
-    from huggingface_hub import errors, logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    except errors.GatedRepoError:
-        raise CheckpointError(f"{name}: the hub gives it only to those who accepted its terms and logged in") from None
-    except errors.RepositoryNotFoundError:
-        raise CheckpointError(f"{name}: no such folder here, and no such model on the hub (or it is private)") from None
-    except errors.RevisionNotFoundError:
-        raise CheckpointError(f"{name}: the hub has no revision {revision!r} of it") from None
-    except errors.RemoteEntryNotFoundError:
-        raise CheckpointError(f"{name}: the hub's repository has no config.json: not a model") from None
-    except errors.LocalEntryNotFoundError:
-        raise CheckpointError(
-            f"{name}: no such folder here, nor in the hub's local cache, and the hub cannot be reached"
-        ) from None
-    except (errors.HTTPError, errors.XetDownloadError, RuntimeError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{name}: the download stopped, the same command goes on with it: {reason}") from None
-    finally:
-        logging.set_verbosity(level)
-
-
-def _with_bias_rows(config: Config, shards: list[Shard]) -> Config:
-    """Configurations disagree about the height of the table; the tensor itself does not."""
-    for shard in shards:
-        for name, shape in shard.shapes.items():
-            if name.endswith(BIAS_TABLE) and config.audio:
-                audio = dataclasses.replace(config.audio, bias_rows=shape[0])
-                return dataclasses.replace(config, audio=audio)
-    return config
-
-
-def _dtype(dtype: mx.Dtype | str | None) -> mx.Dtype | None:
-    if dtype is None or dtype in DTYPES.values():
-        return dtype
-    if dtype not in DTYPES:
-        raise Phi4Error(f"dtype is {dtype!r}, expected {', '.join(DTYPES)}")
-    return DTYPES[dtype]
+    The last one that was loaded here stays in memory until another is asked for, so that the next call need not load it
+    again; threads that ask at once wait for the first.
+    """
+    if not isinstance(model, (str, Path)):
+        if processor is None:
+            raise Phi4Error("a loaded model needs its processor, as in transcribe(path, model, processor=processor)")
+        return model, processor
+    if processor is not None:
+        raise Phi4Error(f"a processor goes with a loaded model, not with {str(model)!r}")
+    with _keeping:
+        folder = model_folder(model, quiet=quiet).resolve()
+        if folder not in _kept:
+            _kept.clear()  # before loading: two models may not fit
+            _kept[folder] = load(folder)
+        return _kept[folder]

@@ -1,16 +1,14 @@
 """``mlx_phi4.benchmark``: what it counts, and its command."""
 
 import json
-import subprocess
-import sys
 from functools import partial
 
 import pytest
 from cases import clip, picture
 
-import mlx_phi4.evaluation.speed
 from mlx_phi4 import Phi4Error
-from mlx_phi4.evaluation.speed import MODES, benchmark, command, weight_bytes
+from mlx_phi4.commands.benchmark import command
+from mlx_phi4.evaluation.speed import MODES, benchmark, weight_bytes
 from mlx_phi4.synthetic.published import ADAPTERS, SIZES, tensors
 
 SMALL = {"image": picture(90, 90), "audio": (clip(0.6), 16_000)}
@@ -95,12 +93,3 @@ def test_the_command(run, checkpoint, tmp_path):
     ):
         code, out, err = run(*arguments)
         assert (code, out) == (2, "") and message in err.strip().splitlines()[-1] and "Traceback" not in err
-
-
-def test_help_is_light_and_the_module_is_callable():
-    code = "import sys, mlx_phi4.benchmark; assert not {'mlx', 'mlx_lm', 'numpy', 'transformers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    done = subprocess.run([sys.executable, "-m", "mlx_phi4.benchmark", "--help"], capture_output=True, text=True)
-    assert "--prefill-step-size" in done.stdout and done.returncode == 0 and done.stderr == ""
-    with pytest.raises(TypeError, match="model"):
-        mlx_phi4.benchmark()

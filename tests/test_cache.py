@@ -118,12 +118,39 @@ def test_hub_id_with_two_processes_at_once(hub, cache_folder):
 
 
 def test_generate_takes_a_hub_id(hub):
-    code, _, errors = result(hub.python("-m", "mlx_phi4.generate", "--model", "owner/model", "-p", "x", "-m", "2"))
+    code, _, errors = result(hub.python("-m", "mlx_phi4", "generate", "--model", "owner/model", "-p", "x", "-m", "2"))
     assert code == 0 and "Converting owner/model to 4 bits" in errors
 
 
+LOADED = """
+import sys
+from pathlib import Path
+from mlx_phi4 import load, loading
+def bits(**options):
+    model, _ = load("owner/model", quiet=True, **options)
+    return getattr(model.model.layers[0].mlp.down_proj.base, "bits", None)
+print(bits(), bits(quantize=False), bits(quantize=8), bits(revision=sys.argv[1]))
+model, _ = loading.model_and_processor("owner/model")
+print(model.model.layers[0].mlp.down_proj.base.bits)
+"""
+
+
+def test_load_means_the_same_folder_as_the_commands(hub, cache_folder):
+    """4 bits on first use; the weights as they are published only where they are asked for."""
+    code, output, errors = result(hub.python("-c", LOADED, COMMIT))
+    assert (code, output) == (0, "4 None 8 4\n4"), errors
+    assert "Converting" not in errors
+    assert len([path for path in cache_folder.glob("owner--model/*") if path.is_dir()]) == 2
+
+
+def test_a_folder_has_no_revisions(checkpoint):
+    for quantize in (None, False):
+        with pytest.raises(Phi4Error, match="is a folder: it has no revision 'main'"):
+            mlx_phi4.load(checkpoint(), revision="main", quantize=quantize)
+
+
 def test_hub_ids_that_cannot_be_had(hub):
-    convert = ("-m", "mlx_phi4.convert", "--quiet", "--model")
+    convert = ("-m", "mlx_phi4", "convert", "--quiet", "--model")
     code, _, errors = result(hub.python(*convert, "owner/none"))
     assert code == 2 and errors.strip() == (
         "error: owner/none: no such folder here, and no such model on the hub (or it is private)"
@@ -134,7 +161,7 @@ def test_hub_ids_that_cannot_be_had(hub):
 
 def test_interrupted_download(hub, tmp_path):
     hub.cut = "model.safetensors"
-    convert = ("-m", "mlx_phi4.convert", "--quiet", "--model", "owner/model", "--mlx-path", "out")
+    convert = ("-m", "mlx_phi4", "convert", "--quiet", "--model", "owner/model", "--mlx-path", "out")
     code, _, errors = result(hub.python(*convert))
     assert code == 2 and "error: owner/model: the download stopped, the same command goes on with it" in errors
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()

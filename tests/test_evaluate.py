@@ -11,9 +11,11 @@ from cases import clip, picture
 
 import mlx_phi4
 from mlx_phi4 import Phi4Error, Request
-from mlx_phi4.commands.evaluate import command, evaluate_asr, evaluate_pictures
+from mlx_phi4.commands.evaluate import command
 from mlx_phi4.evaluation import speech
+from mlx_phi4.evaluation.answers import evaluate_pictures
 from mlx_phi4.evaluation.manifest import read_questions
+from mlx_phi4.evaluation.speech import evaluate_asr
 from mlx_phi4.evaluation.word_errors import Normalizer, error_rates
 from mlx_phi4.generation.responses import GenerationResponse
 from mlx_phi4.transcription.transcript import Segment, Transcript
@@ -211,10 +213,10 @@ def test_json_on_standard_output_is_all_there_is(recordings, checkpoint, run_com
 
 
 def test_a_full_disk_does_not_cost_the_summary(recordings, checkpoint, run_command, monkeypatch):
-    def full(path, text):
+    def full(path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("mlx_phi4.evaluate._write", full)
+    monkeypatch.setattr("mlx_phi4.commands.evaluate.write_whole", full)
     out_path = recordings.parent / "scores.json"
     code, out, err = run_command(command, "asr", recordings, "--model", checkpoint(), "--json", out_path, "--limit", 1)
     assert code == 2 and "word error rate" in out and err == f"error: {out_path}: No space left on device\n"
@@ -229,7 +231,7 @@ def test_long_recordings_are_transcribed_in_pieces(recordings, loaded, monkeypat
         return Transcript([Segment(0, 0.5, "two"), Segment(0.5, 1, "words")], 1.0)
 
     monkeypatch.setattr("mlx_phi4.transcription.decoding.LONGEST", 0.8)
-    monkeypatch.setattr(sys.modules["mlx_phi4.transcribe"], "transcribe", transcribe)
+    monkeypatch.setattr("mlx_phi4.transcription.transcribe.transcribe", transcribe)
     model, processor = loaded()
     scores = evaluate_asr(recordings, model, processor=processor)
     assert asked == ["two.flac"]
@@ -258,7 +260,7 @@ def answered(monkeypatch, loaded, tmp_path):
             batches.append(processor.batch(requests).modes)
             return [GenerationResponse(next(said), 0, "", 0, 0, 0, 0, 0) for _ in requests]
 
-        monkeypatch.setattr(sys.modules["mlx_phi4.generate"], "batch_generate", batch_generate)
+        monkeypatch.setattr("mlx_phi4.generation.generate.batch_generate", batch_generate)
         path = tmp_path / "questions.jsonl"
         path.write_text("\n".join(map(json.dumps, lines)))
         model, processor = loaded()

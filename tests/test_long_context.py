@@ -12,7 +12,7 @@ from samples import decoded, sequence_of
 
 import mlx_phi4
 from mlx_phi4 import Request
-from mlx_phi4.config import Config
+from mlx_phi4.checkpoint.config_readers import read_config
 from mlx_phi4.decoder.state import Run
 
 DATA = Path(__file__).parent / "golden" / "data"
@@ -96,7 +96,7 @@ def test_prefill_in_pieces_equals_one_pass(small_context, step):
 
 
 def test_published_scale(checkpoint):
-    rope = Config.from_folder(checkpoint()).decoder.rope
+    rope = read_config(checkpoint()).decoder.rope
     assert rope.scale == pytest.approx(1.1902, abs=1e-4)
     assert rope.original_max_position_embeddings == 4096
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from mlx_phi4 import MediaCache, Request, batch_generate, load, transcribe
+from mlx_phi4.checkpoint import hub
+from mlx_phi4.commands.generate import command
 from mlx_phi4.decoder.adapters import RoutedLinear
 from mlx_phi4.errors import CheckpointError
-from mlx_phi4.generation.generate import command
 
 ROOT = Path(__file__).parent.parent
 MEDIA = ROOT / "examples" / "media"
@@ -98,10 +99,8 @@ def test_example_scripts_give_the_right_answers_from_any_folder(script, tmp_path
 @pytest.fixture
 def broken(monkeypatch, tmp_path):
     """A copy of the assets that may be damaged."""
-    home = sys.modules["mlx_phi4.load"]
-    shutil.copytree(home.ASSETS, tmp_path / "assets")
-    monkeypatch.setattr(home, "ASSETS", tmp_path / "assets")
-    monkeypatch.setattr(sys.modules["mlx_phi4.cache"], "ASSETS", tmp_path / "assets")
+    shutil.copytree(hub.ASSETS, tmp_path / "assets")
+    monkeypatch.setattr(hub, "ASSETS", tmp_path / "assets")
     return tmp_path / "assets" / "phi4-tiny"
 
 

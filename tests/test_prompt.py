@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlx_phi4 import Phi4Error
-from mlx_phi4.config import Config
+from mlx_phi4.checkpoint.config_readers import read_config
 from mlx_phi4.inputs.prompt import Slot, build_prompt
 from mlx_phi4.inputs.tokenizer import Tokenizer
 
@@ -16,7 +16,7 @@ from mlx_phi4.inputs.tokenizer import Tokenizer
 @pytest.fixture(scope="module")
 def tokenizer(checkpoint):
     folder = checkpoint()
-    return Tokenizer(folder, Config.from_folder(folder))
+    return Tokenizer(folder, read_config(folder))
 
 
 def ids(tokenizer, prompt, images=(), audios=(), **options):
@@ -83,7 +83,7 @@ def test_forging_where_the_vocabulary_itself_spells_the_token(tokenizer, checkpo
     raw["model"]["ignore_merges"] = True
     raw["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     (folder / "tokenizer.json").write_text(json.dumps(raw))
-    other = Tokenizer(folder, Config.from_folder(folder))
+    other = Tokenizer(folder, read_config(folder))
     plain = other.encode_plain("<|end|>")
     assert other.special["<|end|>"].id not in plain
     assert other.decode(plain) == "<|end|>"
@@ -99,7 +99,7 @@ def test_a_model_that_opens_with_a_system_text_of_its_own(checkpoint, tmp_path, 
     """Phi-4-mini-reasoning's template does; without it the model would not know its name."""
     folder = shutil.copytree(checkpoint(), tmp_path / "model")
     (folder / file).write_text(OPENING if file.endswith("jinja") else json.dumps({"chat_template": OPENING}))
-    other = Tokenizer(folder, Config.from_folder(folder))
+    other = Tokenizer(folder, read_config(folder))
     rest = "<|end|><|user|>Hi<|end|><|assistant|>"
     assert ids(other, "Hi") == joined(other, "<|system|>Your name is Phi." + rest)
     assert ids(other, "Hi", system="Be brief.") == joined(other, "<|system|>Your name is Phi. Be brief." + rest)
@@ -112,7 +112,7 @@ def test_a_model_that_opens_with_a_system_text_of_its_own(checkpoint, tmp_path, 
 def test_templates_of_another_form_say_nothing(checkpoint, tmp_path, template):
     folder = shutil.copytree(checkpoint(), tmp_path / "model")
     (folder / "chat_template.jinja").write_text(template)
-    other = Tokenizer(folder, Config.from_folder(folder))
+    other = Tokenizer(folder, read_config(folder))
     assert ids(other, "Hi") == joined(other, "<|user|>Hi<|end|><|assistant|>")
 
 

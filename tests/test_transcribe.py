@@ -7,18 +7,19 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import soundfile
 
 import mlx_phi4
-from mlx_phi4 import kept_model
+from mlx_phi4 import loading
 from mlx_phi4.audio.preprocess import Clip, prepare_clip
 from mlx_phi4.errors import MediaError, Phi4Error
 from mlx_phi4.generation import batch as engine
 from mlx_phi4.generation.generate import GenerationResponse
-from mlx_phi4.transcription import hearing
+from mlx_phi4.transcription import chunking
 from mlx_phi4.transcription.decoding import DecodingOptions, Heard, SegmentDecoder, compression_ratio
 from mlx_phi4.transcription.tasks import TASKS, language_name, make_question, parse_clips, split_answer
 from mlx_phi4.transcription.transcribe import transcribe as library_function
@@ -293,8 +294,8 @@ def test_a_summary_hears_the_whole_recording_at_once(transcribe, asked_clips):
 
 
 def test_beyond_thirty_minutes_the_beginning_is_heard_and_that_is_said(transcribe, asked_clips, monkeypatch):
-    assert hearing.WHOLE_SECONDS == 30 * 60
-    monkeypatch.setattr(hearing, "WHOLE_SECONDS", 3.0)
+    assert chunking.WHOLE_SECONDS == 30 * 60
+    monkeypatch.setattr(chunking, "WHOLE_SECONDS", 3.0)
     source = tones([1.0] * 3)
     transcript = transcribe(source, task="ask")
     [piece] = asked_clips
@@ -362,7 +363,7 @@ def test_reading_ahead_is_bounded_and_in_order():
         yield heard(1)
         raise MediaError("x.wav: is truncated")
 
-    items = hearing.read_ahead([stream, broken, stream], jobs=2, seconds=120)
+    items = chunking.read_ahead([stream, broken, stream], jobs=2, seconds=120)
     assert next(items)[0] == 0
     time.sleep(0.2)
     assert next(made) <= 8
@@ -370,7 +371,7 @@ def test_reading_ahead_is_bounded_and_in_order():
     assert [index for index, _ in rest] == [0] * 49 + [1] * 2 + [2] * 50
     assert isinstance(rest[49][1], Heard) and "truncated" in str(rest[50][1].error)
     before = threading.active_count()
-    items = hearing.read_ahead([stream] * 3, jobs=3, seconds=60)
+    items = chunking.read_ahead([stream] * 3, jobs=3, seconds=60)
     next(items)
     items.close()
     assert threading.active_count() == before
@@ -418,18 +419,25 @@ def test_models_that_cannot_hear(loaded):
 
 
 def test_the_last_model_stays_loaded(checkpoint, monkeypatch):
-    monkeypatch.setattr(kept_model, "_kept", {})
-    first = kept_model.model_and_processor(checkpoint())
-    assert kept_model.model_and_processor(str(checkpoint())) is first
-    other = kept_model.model_and_processor(checkpoint("text"))
-    assert other is not first and list(kept_model._kept.values()) == [other]
+    monkeypatch.setattr(loading, "_kept", {})
+    first = loading.model_and_processor(checkpoint())
+    assert loading.model_and_processor(str(checkpoint())) is first
+    other = loading.model_and_processor(checkpoint("text"))
+    assert other is not first and list(loading._kept.values()) == [other]
 
 
-def test_the_module_is_callable_and_help_is_light():
+def test_threads_that_ask_at_once_load_once(checkpoint, monkeypatch):
+    load, loads = loading.load, []
+    monkeypatch.setattr(loading, "_kept", {})
+    monkeypatch.setattr(loading, "load", lambda folder: loads.append(folder) or time.sleep(0.1) or load(folder))
+    with ThreadPoolExecutor(4) as threads:
+        pairs = list(threads.map(loading.model_and_processor, [checkpoint()] * 4))
+    assert len(loads) == 1 and all(pair is pairs[0] for pair in pairs)
+
+
+def test_the_function_is_callable():
     code = (
-        "import sys, mlx_phi4.transcribe\n"
-        "heavy = {'torch', 'transformers', 'mlx_lm', 'mlx', 'numpy', 'soundfile', 'av'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
+        "import sys, mlx_phi4\n"
         "try: mlx_phi4.transcribe()\nexcept TypeError as error: assert 'source' in str(error)\n"
         "else: raise AssertionError('called without a source')\n"
     )
@@ -444,11 +452,11 @@ def test_options_of_decoding_are_documented_where_they_are_passed_on():
 
 def test_a_model_says_how_its_recordings_are_cut_unless_the_caller_does():
     """phi4-tiny was trained on a few words at a time; 30 seconds at once would be noise to it."""
-    from mlx_phi4.config import Config
-    from mlx_phi4.loading import ASSETS
+    from mlx_phi4.checkpoint.config_readers import read_config
+    from mlx_phi4.checkpoint.hub import ASSETS
     from mlx_phi4.transcription.chunking import Listening
 
-    tiny = Config.from_folder(ASSETS / "phi4-tiny")
+    tiny = read_config(ASSETS / "phi4-tiny")
     assert tiny.transcription == {"segment_seconds": 6.0, "pause": 0.2}
     assert Listening(pause=1.0).suited_to(tiny) == Listening(segment_seconds=6.0, pause=1.0)
     plain = dataclasses.replace(tiny, transcription={})

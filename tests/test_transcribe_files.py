@@ -17,16 +17,15 @@ import pytest
 import soundfile
 from test_transcribe import RATE, said, tones
 
-from mlx_phi4.distributed import Ranks, agree, share
+from mlx_phi4.commands.transcribe import command
+from mlx_phi4.distributed import Ranks, agree, join, share
 from mlx_phi4.errors import Phi4Error
-from mlx_phi4.transcription import ranks
 from mlx_phi4.transcription.decoding import SegmentDecoder
 from mlx_phi4.transcription.files import Summary, transcribe_files
 from mlx_phi4.transcription.outputs import find_recordings
-from mlx_phi4.transcription.transcribe import command
 from mlx_phi4.transcription.transcript import FORMATS, Transcript
 
-PROGRAM = [sys.executable, "-m", "mlx_phi4.transcribe"]
+PROGRAM = [sys.executable, "-m", "mlx_phi4", "transcribe"]
 
 
 @pytest.fixture
@@ -423,7 +422,7 @@ def test_one_process_of_a_launcher_is_alone(monkeypatch, here):
     Path("hosts.json").write_text("\n")
     monkeypatch.setenv("MLX_RANK", "0")
     monkeypatch.setenv("MLX_HOSTFILE", "hosts.json")
-    assert ranks.join() == Ranks()
+    assert join() == Ranks()
 
 
 def test_standard_input_is_not_shared_out(monkeypatch, here, checkpoint):

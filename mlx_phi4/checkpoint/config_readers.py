@@ -1,7 +1,7 @@
-"""The three published forms of ``config.json``: Microsoft's, Transformers' and the text models'.
+"""``config.json`` in its three published forms: Microsoft's ``phi4mm``, Transformers' ``phi4_multimodal``, ``phi3``.
 
-A reader takes the dictionary (and the folder, where adapters may lie beside the shards) and gives ``Config``'s fields.
-What would change the numbers and is not supported is refused by name.
+They say the same things under different names. A reader takes the dictionary (and the folder, where adapters may lie
+beside the shards) and gives ``Config``'s fields. What would change the numbers and is not supported is refused by name.
 """
 
 import math
@@ -14,16 +14,59 @@ from ..config import (
     PATCH_SIZE,
     TIME_REDUCTION,
     AudioConfig,
+    Config,
     DecoderConfig,
     LoRAConfig,
     RopeConfig,
     VisionConfig,
-    read_json,
 )
 from ..errors import ConfigError
+from ..files import read_json
 
 
-def read_decoder(raw: dict) -> DecoderConfig:
+def read_config(folder: Path) -> Config:
+    """The configuration of a checkpoint folder. Raises ConfigError."""
+    return config_from_dict(read_json(folder / "config.json"), folder)
+
+
+def config_from_dict(raw: dict, folder: Path | None = None) -> Config:
+    """Build from a published dictionary.
+
+    Args:
+        raw: the contents of ``config.json``.
+        folder: where it comes from, named in errors; it holds the adapters of Transformers' layout. None: they are
+            left out.
+
+    Raises:
+        ConfigError: something is missing, of the wrong kind or not supported.
+    """
+    try:
+        return _config(raw, folder)
+    except ConfigError as error:
+        if folder is None:
+            raise
+        raise ConfigError(f"{folder / 'config.json'}: {error}") from None
+
+
+def _config(raw: dict, folder: Path | None) -> Config:
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in READERS:
+        raise ConfigError(f"model_type is {model_type!r}, expected one of {', '.join(map(repr, READERS))}")
+    try:
+        return Config(
+            decoder=_decoder(raw),
+            quantization=raw.get("quantization") or raw.get("quantization_config"),
+            transcription={name: float(value) for name, value in (raw.get("transcription") or {}).items()},
+            **READERS[model_type](raw, folder),
+        )
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, AttributeError, ArithmeticError, KeyError) as error:
+        # an object where a number belongs, or the other way round
+        raise ConfigError(f"a value has the wrong kind: {error}") from None
+
+
+def _decoder(raw: dict) -> DecoderConfig:
     """The decoder, which all three forms describe alike. Raises ConfigError."""
     (hidden, intermediate, layers, heads, vocab) = _need(
         raw,

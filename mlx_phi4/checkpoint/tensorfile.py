@@ -8,21 +8,22 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import mlx.core as mx
 import numpy as np
 
 from ..errors import CheckpointError
 
-# name in the file -> MLX's dtype, the NumPy dtype that carries its bits
-DTYPES = {
+# dtype by its name in the file -> MLX's, and the NumPy dtype that carries its bits
+STORED_DTYPES = {
     "F32": (mx.float32, np.float32),
     "F16": (mx.float16, np.float16),
     "BF16": (mx.bfloat16, np.uint16),
     "U32": (mx.uint32, np.uint32),
     "U8": (mx.uint8, np.uint8),
 }
-CODES = {dtype: code for code, (dtype, _) in DTYPES.items()}
+CODES = {dtype: code for code, (dtype, _) in STORED_DTYPES.items()}
 FLOATS = ("F32", "F16", "BF16")
 EXPONENT = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}  # all its bits are set in NaN and infinity
 
@@ -54,7 +55,7 @@ class StoredTensor:
         """
         last = self.shape[0] if last is None else last
         count = (last - first) * math.prod(self.shape[1:])
-        dtype, carrier = DTYPES[self.dtype]
+        dtype, carrier = STORED_DTYPES[self.dtype]
         offset = self.start + first * self.row_bytes
         try:
             data = np.fromfile(self.path, carrier, count, offset=offset)
@@ -81,7 +82,7 @@ def _finite(data: np.ndarray, exponent: int) -> bool:
 
 def itemsize(dtype: str) -> int:
     """Bytes of one value of a safetensors dtype."""
-    return np.dtype(DTYPES[dtype][1]).itemsize
+    return np.dtype(STORED_DTYPES[dtype][1]).itemsize
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -99,13 +100,31 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        if entry["dtype"] not in DTYPES:
-            raise CheckpointError(f"{path}: {name} has dtype {entry['dtype']}, expected {', '.join(DTYPES)}")
+        if entry["dtype"] not in STORED_DTYPES:
+            raise CheckpointError(f"{path}: {name} has dtype {entry['dtype']}, expected {', '.join(STORED_DTYPES)}")
         first, last = entry["data_offsets"]
         found[name] = StoredTensor(path, name, entry["dtype"], tuple(entry["shape"]), 8 + length + first)
         if last - first != found[name].nbytes or 8 + length + last > size:
             raise CheckpointError(f"{path}: the bytes of {name} are not all there")
     return found
+
+
+def write_header(file: BinaryIO, tensors: dict[str, tuple[str, tuple[int, ...]]], made_for: str) -> dict[str, int]:
+    """Write what stands before the data, and return where in the file each tensor starts.
+
+    Args:
+        tensors: name -> (safetensors dtype, shape), in the order of the file.
+        made_for: "mlx" or "pt", as libraries mark their files.
+    """
+    header: dict = {"__metadata__": {"format": made_for}}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + math.prod(shape) * itemsize(dtype)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    return {name: 8 + len(text) + header[name]["data_offsets"][0] for name in tensors}
 
 
 class ShardWriter:
@@ -117,25 +136,13 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]):
-        header: dict = {"__metadata__": {"format": "mlx"}}
-        end = 0
-        for name, (dtype, shape) in tensors.items():
-            start, end = end, end + math.prod(shape) * itemsize(dtype)
-            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self._places = {
-            name: (8 + len(text) + entry["data_offsets"][0], math.prod(entry["shape"][1:]) * itemsize(entry["dtype"]))
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
+        self._row_bytes = {name: math.prod(shape[1:]) * itemsize(dtype) for name, (dtype, shape) in tensors.items()}
         self._file = path.open("wb")
-        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._starts = write_header(self._file, tensors, "mlx")
 
     def write(self, name: str, row: int, array: mx.array) -> None:
         """Put rows of a tensor into their place, the first of them at ``row``."""
-        start, row_bytes = self._places[name]
-        self._file.seek(start + row * row_bytes)
+        self._file.seek(self._starts[name] + row * self._row_bytes[name])
         self._file.write(memoryview(array.reshape(-1).view(mx.uint8)))
 
     def close(self) -> None:

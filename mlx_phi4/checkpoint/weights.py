@@ -1,89 +1,33 @@
-"""Reading checkpoints: which files there are, what they hold, and a strict fit to the model.
+"""A strict fit of a folder's tensors to the model. It stays lazy: bytes are read when a computation needs them."""
 
-Everything stays lazy: headers are read and checked, tensors only when a computation needs them.
-"""
-
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..config import Config, read_json
+from ..config import Config
 from ..device import cpu_stream
-from ..errors import CheckpointError
+from ..errors import CheckpointError, Phi4Error
 from . import names
+from .shards import Shard, read_shard, some
 
-INDEX = "model.safetensors.index.json"
-MERGED_PREFIXES = ("language_model.", "vision_tower.", "audio_encoder.")  # mlx-vlm's
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A safetensors file whose header was read: tensor name -> published shape."""
-
-    path: Path
-    shapes: dict[str, tuple[int, ...]]
+FLOAT_DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
-def read_shards(folder: Path) -> list[Shard]:
-    """All shards of a folder, checked against its index. Raises CheckpointError."""
-    index = folder / INDEX
-    if not index.exists():
-        paths = sorted(folder.glob("*.safetensors"))
-        if not paths:
-            pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
-            reason = f"only pickled weights ({pickles[0]}), which are never loaded" if pickles else "none"
-            raise CheckpointError(f"{folder}: expected *.safetensors, found {reason}")
-        return [read_shard(path) for path in paths]
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{index} has no weight_map of names to files")
-    paths = [folder / name for name in sorted(set(weight_map.values()))]
-    missing = [path.name for path in paths if not path.exists()]
-    if missing:
-        raise CheckpointError(f"{folder}: shards named in the index are missing: {_some(missing)}")
-    shards = [read_shard(path) for path in paths]
-    held = {(name, shard.path.name) for shard in shards for name in shard.shapes}
-    differing = sorted(name for name, _ in held ^ set(weight_map.items()))
-    if differing:
-        raise CheckpointError(f"{folder}: index and shards disagree about {_some(list(dict.fromkeys(differing)))}")
-    return shards
-
-
-def read_shard(path: Path) -> Shard:
-    """Read a shard's header; safetensors itself checks that the file has all the bytes."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing")
-    try:
-        with safe_open(path, "np") as file:
-            return Shard(path, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from None
-
-
-def check_layout(config: Config, shards: list[Shard]) -> None:
-    """Refuse a multimodal folder whose adapters were merged into the base: text mode is lost."""
-    held = {name for shard in shards for name in shard.shapes}
-    merged = any(name.startswith(MERGED_PREFIXES) for name in held)
-    if config.layout == "microsoft" and merged and not any("lora" in name for name in held):
-        raise CheckpointError(
-            "both adapters were merged into these weights when they were converted, so neither "
-            "the base model nor any single mode can be had from them; start from "
-            "microsoft/Phi-4-multimodal-instruct"
-        )
-
-
-def load_weights(model: nn.Module, folder: Path, shards: list[Shard], dtype: mx.Dtype | None = None) -> None:
+def load_weights(model: nn.Module, folder: Path, shards: list[Shard], dtype: mx.Dtype | str | None = None) -> None:
     """Fit a folder's tensors to the model, strictly and lazily.
 
-    Every tensor is used or dropped on purpose. Raises one CheckpointError that lists the missing,
-    unexpected and misshapen ones together.
+    Every tensor is used or dropped on purpose.
+
+    Args:
+        dtype: float32, float16 or bfloat16, for all floats; None keeps the stored one.
+
+    Raises:
+        CheckpointError: missing, unexpected and misshapen tensors, listed together.
+        Phi4Error: another dtype.
     """
+    dtype = _float_dtype(dtype)
     config: Config = model.config
     weights, unexpected = _collect(config, folder, shards)
     quantize_like(model, config, weights)
@@ -174,7 +118,7 @@ def quantize_like(model: nn.Module, config: Config, weights: dict[str, mx.array]
     unwanted = sorted(path for path in quantized if overrides.get(path) is False)
     unmet = sorted(p for p, v in overrides.items() if isinstance(v, dict) and p not in quantized)
     if unwanted or unmet:
-        raise CheckpointError(f"the quantization table disagrees with the tensors about {_some(unwanted + unmet)}")
+        raise CheckpointError(f"the quantization table disagrees with the tensors about {some(unwanted + unmet)}")
 
     def settings(path: str, module: nn.Module):
         if path not in quantized or not hasattr(module, "to_quantized"):
@@ -198,11 +142,14 @@ def _module_path(name: str) -> str:
 
 def _report(folder: Path, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:
     kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
-    parts = [f"{len(found)} {kind}: {_some(found)}" for kind, found in kinds.items() if found]
+    parts = [f"{len(found)} {kind}: {some(found)}" for kind, found in kinds.items() if found]
     if parts:
         raise CheckpointError(f"{folder}: tensors do not fit the configuration: {'; '.join(parts)}")
 
 
-def _some(found: list[str], shown: int = 5) -> str:
-    rest = len(found) - shown
-    return ", ".join(found[:shown]) + (f" and {rest} more" if rest > 0 else "")
+def _float_dtype(dtype: mx.Dtype | str | None) -> mx.Dtype | None:
+    if dtype is None or dtype in FLOAT_DTYPES.values():
+        return dtype
+    if dtype not in FLOAT_DTYPES:
+        raise Phi4Error(f"dtype is {dtype!r}, expected {', '.join(FLOAT_DTYPES)}")
+    return FLOAT_DTYPES[dtype]

@@ -1,38 +1,8 @@
-"""Compute a prompt once and keep its keys and values in a file, for requests that begin alike."""
-
-from typing import TYPE_CHECKING
+"""The command mlx_phi4.cache_prompt: a prompt's keys and values in a file, for requests that begin alike."""
 
 import click
 
-from ..generation.generate import read_prompt, stream_generate
 from . import cli
-
-if TYPE_CHECKING:  # imported where used, so that --help is instant
-    from ..generation.prompt_cache import PromptCache
-    from ..inputs.processor import Processor
-    from ..model import Phi4
-
-
-def cache_prompt(
-    model: "Phi4",
-    processor: "Processor",
-    prompt: str | list[dict],
-    images: list | None = None,
-    audios: list | None = None,
-    **options,
-) -> "PromptCache":
-    """The cache of a prompt, to be saved with ``PromptCache.save`` or given to ``stream_generate``.
-
-    Later prompts reuse it as far as they begin with the same tokens and the same media in the same mode. Options as in
-    ``stream_generate``; those about sampling have no effect.
-    """
-    from ..generation.prompt_cache import PromptCache
-
-    cache = PromptCache()
-    options |= {"prompt_cache": cache, "max_tokens": 1}
-    for _ in stream_generate(model, processor, prompt, images, audios, **options):
-        pass
-    return cache
 
 
 @click.command(name="mlx_phi4.cache_prompt")
@@ -50,12 +20,12 @@ def main(model, prompt, images, audios, prompt_cache_file, quiet, **options):
 
     A request reuses it as far as it begins alike: repeat --system, --image and --audio there.
     """
-    from ..converter.first_use import model_folder
+    from ..generation.generate import cache_prompt
     from ..loading import load
 
-    model, processor = load(model_folder(model, quiet=quiet))
+    model, processor = load(model, quiet=quiet)
     options["progress"] = cli.prefill_progress(quiet)
-    cache = cache_prompt(model, processor, read_prompt(prompt), list(images), list(audios), **options)
+    cache = cache_prompt(model, processor, cli.read_prompt(prompt), list(images), list(audios), **options)
     cache.save(prompt_cache_file, model)
     if not quiet:
         click.echo(f"{prompt_cache_file}: {len(cache.tokens)} tokens in {cache.state.modes[0]} mode", err=True)
@@ -64,7 +34,3 @@ def main(model, prompt, images, audios, prompt_cache_file, quiet, **options):
 def command() -> None:
     """The console script."""
     cli.run(main)
-
-
-if __name__ == "__main__":
-    command()

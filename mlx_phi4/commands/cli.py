@@ -1,13 +1,17 @@
-"""What all commands share: how errors, interruptions and closed pipes end them."""
+"""What the commands share: options, prompts, and how errors, interruptions and closed pipes end them."""
 
 import errno
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import Phi4Error
+from ..errors import Phi4Error, PromptError
+
+if TYPE_CHECKING:  # imported where used, so that --help is instant
+    from ..generation.responses import GenerationResponse
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -72,6 +76,26 @@ def prefill_progress(quiet: bool):
         click.echo(f"prompt {done} of {total} tokens{end}" if done < total else end, nl=False, err=True)
 
     return show
+
+
+def statistics(last: "GenerationResponse") -> str:
+    """What an answer cost, in a line."""
+    reused = f" ({last.reused_tokens} from the cache)" if last.reused_tokens else ""
+    return (
+        f"{last.mode}: prompt {last.prompt_tokens} tokens{reused}, {last.prompt_tps:.1f} a second; "
+        f"answer {last.generation_tokens} tokens, {last.generation_tps:.1f} a second; "
+        f"peak memory {last.peak_memory:.2f} GB"
+    )
+
+
+def read_prompt(prompt: str | None) -> str:
+    """The prompt of a command: as given, or standard input for '-'."""
+    if prompt != "-":
+        return prompt or ""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"standard input is not UTF-8 text: {error}") from None
 
 
 def run(command: click.Command) -> None:

@@ -1,84 +1,23 @@
-"""How well a model does: speech by error rates, pictures by exact answers, text by lm-eval-harness; and the command."""
+"""The command mlx_phi4.evaluate: speech by error rates, pictures by exact answers, text by lm-eval-harness."""
 
 import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..errors import Phi4Error
 from ..evaluation.answers import AnswerScores, evaluate_pictures
 from ..evaluation.speech import SpeechScores, evaluate_asr
+from ..evaluation.text import evaluate_text
 from ..evaluation.word_errors import NORMALIZERS
+from ..files import write_whole
 from . import cli
-
-if TYPE_CHECKING:  # imported where used, so that --help is instant
-    from ..inputs.processor import Processor
-    from ..model import Phi4
-
-
-def evaluate_text(
-    model: "str | Path | Phi4",
-    tasks: Sequence[str],
-    *,
-    processor: "Processor | None" = None,
-    limit: int | None = None,
-    batch_size: int = 8,
-    num_fewshot: int | None = None,
-    apply_chat_template: bool = False,
-    max_length: int | None = None,
-    include_path: str | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Results of lm-eval-harness, as its ``simple_evaluate`` returns them.
-
-    Args:
-        model: a folder or a hub id, or a loaded model with its ``processor``.
-        tasks: names of tasks, groups or tags of lm-eval, also with ``*``.
-        limit: only so many examples of each task.
-        batch_size: continuations or answers computed together.
-        num_fewshot: examples in front of each question; None for what the task says.
-        apply_chat_template: put each question into the model's chat template.
-        max_length: most tokens of a context; None for the whole window.
-        include_path: a folder with tasks of one's own.
-        seed: of tasks that sample.
-
-    Raises:
-        Phi4Error: the extra ``lm-eval`` is not installed; an unknown task; a bad value or model.
-    """
-    try:
-        import lm_eval
-        from lm_eval.tasks import TaskManager
-
-        from ..evaluation.lm_eval_model import Phi4LM
-    except ModuleNotFoundError as error:
-        raise Phi4Error(f'lm-eval-harness needs {error.name}: pip install "mlx_phi4[lm-eval]"') from None
-    if limit is not None and limit < 1:
-        raise Phi4Error(f"limit is {limit}, expected at least 1")
-    manager = TaskManager(include_path=include_path)
-    if unknown := [task for task in tasks if not manager.match_tasks([task])]:
-        raise Phi4Error(f"lm-eval has no task called {', '.join(unknown)}; lm-eval ls tasks lists them")
-    lm = Phi4LM(model, processor, batch_size=batch_size, max_length=max_length, seed=seed)
-    try:
-        return lm_eval.simple_evaluate(
-            lm,
-            tasks=manager.match_tasks(list(tasks)),
-            task_manager=manager,
-            num_fewshot=num_fewshot,
-            limit=limit,
-            batch_size=batch_size,
-            apply_chat_template=apply_chat_template,
-            log_samples=False,
-        )
-    except Phi4Error:
-        raise
-    except ValueError as error:  # a task that runs code, or one with pictures
-        raise Phi4Error(f"lm-eval: {error}") from error
 
 
 def _progress(quiet: bool, what: str) -> Callable[[int, int], None] | None:
@@ -157,7 +96,8 @@ def _report(lines: Iterable[str], values: dict, json_path: str | None, failures:
         lines = [text]
     elif json_path is not None:
         try:
-            _write(Path(json_path), f"{text}\n")
+            with write_whole(Path(json_path)) as partial:
+                partial.write_text(f"{text}\n", encoding="utf-8")
         except OSError as error:  # a full disk must not cost the summary of hours of work, too
             unwritten = Phi4Error(f"{json_path}: {error.strerror or error}")
     for line in lines:
@@ -166,16 +106,6 @@ def _report(lines: Iterable[str], values: dict, json_path: str | None, failures:
         raise unwritten
     if failures:
         raise click.exceptions.Exit(1)
-
-
-def _write(path: Path, text: str) -> None:
-    """Written beside and renamed: there is never half a file."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 _SHARED = (
@@ -262,7 +192,3 @@ def text(tasks, model, json_path, **options):
 def command() -> None:
     """The console script."""
     cli.run(main)
-
-
-if __name__ == "__main__":
-    command()

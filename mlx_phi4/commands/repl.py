@@ -201,12 +201,7 @@ class Repl:
         if screen.hidden and not screen.shown:
             say("[nothing but thinking came; --hide-thinking hides it]")
         if self._stats:
-            reused = f" ({last.reused_tokens} from the cache)" if last.reused_tokens else ""
-            say(
-                f"[{last.mode}: prompt {last.prompt_tokens} tokens{reused}, {last.prompt_tps:.1f} a second; "
-                f"answer {last.generation_tokens} tokens, {last.generation_tps:.1f} a second; "
-                f"peak memory {last.peak_memory:.2f} GB]"
-            )
+            say(f"[{cli.statistics(last)}]")
 
     @contextmanager
     def _ctrl_c_noted(self) -> Iterator[None]:

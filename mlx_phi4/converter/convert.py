@@ -6,9 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import click
-
-from ..commands import cli
 from ..errors import ConversionError
 
 
@@ -71,7 +68,7 @@ def convert(
         "encoder_bits": encoder_bits,
     }
     _check_options(quantize, dequantize, quantization, q_mode)
-    from ..loading import find_folder, local_folder
+    from ..checkpoint.hub import find_folder, local_folder
     from .plan import make_plan
     from .publish import check_upload, model_card, upload
     from .writer import check_destination, write
@@ -82,8 +79,6 @@ def convert(
         if upload_repo is not None:
             check_upload()
         local = local_folder(model).is_dir()
-        if local and revision is not None:
-            raise ConversionError(f"{model} is a folder: it has no revision {revision!r}")
         source = find_folder(model, revision)
         options = quantization | {"q_mode": q_mode, "dtype": dtype, "quantize": quantize, "dequantize": dequantize}
         plan = make_plan(source, **options)
@@ -146,41 +141,3 @@ def _progress(what: str, total: int, quiet: bool) -> Iterator[Callable[[int], No
     finally:
         if bar is not None:
             bar.close()
-
-
-@click.command(name="mlx_phi4.convert")
-@click.option("--model", "--hf-path", help="Folder or hub id of the weights to convert.")
-@click.option("--mlx-path", default="mlx_model", show_default=True, help="Folder to write, or to verify.")
-@click.option("-q", "--quantize/--no-quantize", default=True, help="Quantize (the default), or only rewrite.")
-@click.option("--q-bits", type=int, help="Bits of the decoder: 2, 3, 4, 5, 6 or 8.  [default: 4]")
-@click.option("--q-group-size", type=int, help="Weights that share a scale: 32, 64 or 128.  [default: 64]")
-@click.option("--q-mode", default="affine", show_default=True, help="affine, mxfp4, nvfp4 or mxfp8.")
-@click.option("--quant-predicate", help="Mixed bits: mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6.")
-@click.option("--adapter-bits", type=int, help="Bits of the LoRAs; 16: as they are.  [default: 8]")
-@click.option("--encoder-bits", type=int, help="Bits of encoders and projectors; 16: as they are.  [default: 8]")
-@click.option("--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), help="Of what is not quantized.")
-@click.option("-d", "--dequantize", is_flag=True, help="Turn packed weights back.")
-@click.option("--revision", help="Branch, tag or commit of a hub id.")
-@click.option("--overwrite", is_flag=True, help="Replace a model folder at --mlx-path.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted conversion.")
-@click.option("--verify", is_flag=True, help="Re-read the result; without --model, a folder that is there.")
-@click.option("--upload-repo", help="Publish the result under this hub id.")
-@click.option("--quiet", is_flag=True, help="No progress.")
-def main(model, mlx_path, quiet, **options):
-    """Convert Phi-4 weights for MLX: 4-bit, adapters separate, in bounded memory."""
-    if model is None and not options["verify"]:
-        raise click.UsageError("Missing option '--model' (or --verify with --mlx-path).")
-    verifying = options.pop("verify")
-    if model is not None:
-        convert(model, mlx_path, quiet=quiet, **options)
-    if verifying:
-        click.echo(verify_folder(mlx_path, quiet))
-
-
-def command() -> None:
-    """The console script."""
-    cli.run(main)
-
-
-if __name__ == "__main__":
-    command()

@@ -4,10 +4,11 @@ Text models keep the published ``phi3`` form, which the ecosystem reads. Multimo
 Microsoft's ``phi4mm`` form, whichever layout they come from, with one section more.
 """
 
+from ..checkpoint.config_readers import config_from_dict
+from ..checkpoint.weights import FLOAT_DTYPES
 from ..config import MEL_BINS, OWN_SECTION, TIME_REDUCTION, AudioConfig, Config
 
 FORMAT = 1  # of what is written; another number keeps old and new conversions apart
-DTYPES = ("float32", "float16", "bfloat16")
 # code is never fetched nor run; the tables are written anew; a path on someone's machine is of no use
 DROPPED = ("auto_map", "quantization", "quantization_config", "_name_or_path", "audio_config", "vision_config")
 
@@ -15,7 +16,7 @@ DROPPED = ("auto_map", "quantization", "quantization_config", "_name_or_path", "
 def dtype_name(raw: dict) -> str | None:
     """The dtype that a published configuration names, as Transformers 4 or 5 spell it."""
     found = str(raw.get("torch_dtype") or raw.get("dtype")).removeprefix("torch.")
-    return found if found in DTYPES else None
+    return found if found in FLOAT_DTYPES else None
 
 
 def output_config(raw: dict, config: Config, table: dict | None, dtype: str | None) -> dict:
@@ -65,7 +66,7 @@ def _multimodal(raw: dict, config: Config) -> dict:
 
 def _published_vision_width(raw: dict, config: Config) -> int:
     """As the reader of ``config.json`` finds it."""
-    return Config.from_dict(raw).vision.intermediate_size
+    return config_from_dict(raw).vision.intermediate_size
 
 
 def _microsoft_form(config: Config) -> dict:

@@ -2,13 +2,12 @@
 
 import hashlib
 import os
+import sys
 from pathlib import Path
 
-import click
-
-from ..config import read_json
+from ..checkpoint.hub import find_folder, hub_config, is_built_in, local_folder
 from ..errors import CheckpointError, ConversionError
-from ..loading import ASSETS, find_folder, hub_config, is_hub_id, local_folder
+from ..files import read_json
 from .convert import convert
 from .converted_config import FORMAT
 from .quantization import Scheme
@@ -31,9 +30,8 @@ def model_folder(path_or_hub_id: str | Path, revision: str | None = None, *, qui
 
     A hub id of weights that are quantized already is downloaded and used as it is.
     """
-    folder = local_folder(path_or_hub_id)
-    if folder.is_dir():
-        return folder
+    if local_folder(path_or_hub_id).is_dir():
+        return find_folder(path_or_hub_id, revision)
     return cached_folder(path_or_hub_id, revision=revision, quiet=quiet)
 
 
@@ -57,16 +55,16 @@ def cached_folder(
     """
     wanted = Scheme.of(BITS if bits is None else bits)
     folder = local_folder(path_or_hub_id)
-    if folder.parent == ASSETS:
-        find_folder(folder)  # a built-in model is never asked of the hub: this says which file is missing
+    if is_built_in(folder):
+        find_folder(folder)  # says which of its files is missing
     local = folder.is_dir()
     try:
-        config = folder / "config.json" if local else _hub_config(str(path_or_hub_id), revision)
+        config = folder / "config.json" if local else hub_config(str(path_or_hub_id), revision)
     except CheckpointError:
-        kept = _kept(str(path_or_hub_id), wanted, revision)
-        if kept is None:
+        made = _made_before(str(path_or_hub_id), wanted, revision)
+        if made is None:
             raise
-        return kept
+        return made
     table = read_json(config).get("quantization")
     if table:
         if bits is not None and table.get("bits") != bits:
@@ -84,7 +82,7 @@ def cached_folder(
 
 def _convert(model: str | Path, target: Path, wanted: Scheme, revision: str | None, quiet: bool) -> None:
     if not quiet:
-        click.echo(f"Converting {model} to {wanted.bits} bits, once, into {target}", err=True)
+        print(f"Converting {model} to {wanted.bits} bits, once, into {target}", file=sys.stderr)
     options = {"q_bits": wanted.bits, "revision": revision, "quiet": quiet}
     try:
         convert(model, target, resume=True, **options)
@@ -92,13 +90,7 @@ def _convert(model: str | Path, target: Path, wanted: Scheme, revision: str | No
         convert(model, target, **options)
 
 
-def _hub_config(name: str, revision: str | None) -> Path:
-    if not is_hub_id(name) or local_folder(name).exists():
-        raise CheckpointError(f"{name}: no such model folder")
-    return hub_config(name, revision)
-
-
-def _kept(name: str, wanted: Scheme, revision: str | None) -> Path | None:
+def _made_before(name: str, wanted: Scheme, revision: str | None) -> Path | None:
     """The newest conversion of a hub id that cannot be reached now, if it may be the one asked for."""
     folder = cache_root() / _hub_name(name)
     found = [entry for entry in folder.glob(_entry("*", wanted)) if _complete(entry)]

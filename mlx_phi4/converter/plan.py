@@ -17,14 +17,12 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..checkpoint import names
-from ..checkpoint.tensorfile import CODES, DTYPES, FLOATS, StoredTensor, itemsize, read_header, shard_bytes
-from ..checkpoint.weights import load_weights, locate
-from ..config import OWN_SECTION, Config, read_json
+from ..checkpoint.folder import read_checkpoint
+from ..checkpoint.tensorfile import CODES, FLOATS, STORED_DTYPES, StoredTensor, itemsize, shard_bytes
+from ..checkpoint.weights import FLOAT_DTYPES
+from ..config import OWN_SECTION, Config
 from ..errors import ConversionError
-from ..inputs.tokenizer import Tokenizer
-from ..loading import read_checkpoint
 from ..model import Phi4
-from .converted_config import DTYPES as FLOAT_NAMES
 from .converted_config import FORMAT, dtype_name, output_config
 from .quantization import ORDER, Rules, Scheme, component
 
@@ -66,7 +64,7 @@ class Task:
     def compute(self, first: int, last: int) -> list[mx.array]:
         """What is written of these rows, lazily, in the order of ``written``."""
         weight, *others = (source.read(first, last) for source in self.sources)
-        dtype = DTYPES[self.dtype][0]
+        dtype = STORED_DTYPES[self.dtype][0]
         if self.stored is not None:
             # scales of the affine mode in the target's precision: the product is rounded once
             others = [a.astype(dtype) if self.stored.mode == "affine" else a for a in others]
@@ -140,21 +138,16 @@ def make_plan(
         dtype: float32, float16 or bfloat16; None is what ``config.json`` names, else what is stored.
         options: of ``quantization.Rules.of``.
     """
-    if dtype is not None and dtype not in FLOAT_NAMES:
-        raise ConversionError(f"dtype is {dtype!r}, expected {', '.join(FLOAT_NAMES)}")
-    config, shards = read_checkpoint(folder)
+    if dtype is not None and dtype not in FLOAT_DTYPES:
+        raise ConversionError(f"dtype is {dtype!r}, expected {', '.join(FLOAT_DTYPES)}")
+    checkpoint = read_checkpoint(folder)
+    config, raw = checkpoint.config, checkpoint.raw
     _check_direction(config, folder, dequantize)
     rules = Rules.of(config.decoder.num_hidden_layers, **options) if quantize and not dequantize else Rules()
-    Tokenizer(folder, config)  # without it the result would be of no use
-    model = Phi4(config)
-    load_weights(model, folder, shards)  # lazily: proves that every tensor is there and fits
-    raw = read_json(folder / "config.json")
+    model, _ = checkpoint.open()  # lazily: proves that every tensor is there and fits, and the tokenizer, too
     dtype = dtype or dtype_name(raw) or ("bfloat16" if dequantize else None)
     width = _vision_width(config, raw, rules)
-    sources, _ = locate(config, folder, shards)
-    headers = {path: read_header(path) for path in dict.fromkeys(path for path, _ in sources.values())}
-    stored = {name: headers[path][old] for name, (path, old) in sources.items()}
-    tasks, table = _tasks(model, config.layout, stored, rules, dtype, width)
+    tasks, table = _tasks(model, config.layout, checkpoint.tensors(), rules, dtype, width)
     if config.vision:
         config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, intermediate_size=width))
     return Plan(
@@ -219,7 +212,7 @@ def _task(name, array, scheme, stored, rules, dtype, width, layout) -> Task:
     if name.startswith("vision_encoder.layers."):
         shape = _vision_shape(name, shape, width)
     floats = next((s.dtype for s in reversed(sources) if s.dtype in FLOATS), "BF16")
-    code = CODES[getattr(mx, dtype)] if dtype else floats
+    code = CODES[FLOAT_DTYPES[dtype]] if dtype else floats
     target = rules.scheme(path, shape)
     outputs = target.outputs(shape, code) if target else {name.rpartition(".")[2]: (code, shape)}
     prefix = f"{path}." if path else ""

@@ -8,13 +8,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..checkpoint.tensorfile import CODES, FLOATS, StoredTensor, read_header
-from ..checkpoint.weights import load_weights, locate
-from ..config import OWN_SECTION, read_json
+from ..checkpoint.folder import read_checkpoint
+from ..checkpoint.tensorfile import CODES, FLOATS, StoredTensor
+from ..checkpoint.weights import FLOAT_DTYPES
+from ..config import OWN_SECTION
 from ..errors import CheckpointError
-from ..inputs.tokenizer import Tokenizer
-from ..loading import read_checkpoint
-from ..model import Phi4
 from .converted_config import dtype_name
 from .plan import PIECE
 from .quantization import ORDER, component
@@ -48,22 +46,18 @@ def verify(folder: str | Path, progress: Callable[[int], None] = lambda count: N
     folder = Path(folder)
     if (folder / PLAN).exists():
         raise CheckpointError(f"{folder} is an unfinished conversion; --resume goes on with it")
-    config, shards = read_checkpoint(folder)
-    Tokenizer(folder, config)
-    model = Phi4(config)
-    load_weights(model, folder, shards)
-    raw = read_json(folder / "config.json")
+    checkpoint = read_checkpoint(folder)
+    model, _ = checkpoint.open()
     # what is published may mix dtypes; what was converted holds one beside the packed ones
-    named = dtype_name(raw) if config.quantization or OWN_SECTION in raw else None
-    wanted = CODES[getattr(mx, named)] if named else None
-    places, _ = locate(config, folder, shards)
-    headers = {path: read_header(path) for path in dict.fromkeys(path for path, _ in places.values())}
+    converted = checkpoint.config.quantization or OWN_SECTION in checkpoint.raw
+    named = dtype_name(checkpoint.raw) if converted else None
+    wanted = CODES[FLOAT_DTYPES[named]] if named else None
+    stored = checkpoint.tensors()
     sizes = {name: ComponentSize(name) for name in ORDER}
     problems = []
     modules = dict(model.named_modules())
     for name, array in tree_flatten(model.parameters()):
-        path, old = places[name]
-        tensor = headers[path][old]
+        tensor = stored[name]
         module = modules[name.rpartition(".")[0]]
         problems += _problems(name, tensor, module, wanted)
         size = sizes[component(name)]

@@ -10,14 +10,15 @@ import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import mlx.core as mx
 
+from ..checkpoint.shards import INDEX
 from ..checkpoint.tensorfile import ShardWriter, shard_bytes
-from ..checkpoint.weights import INDEX
 from ..errors import ConversionError, Phi4Error
+from ..files import write_whole
 from .plan import Plan, Task
 
 SHARD = 1_000_000_000  # bytes of an output file
@@ -174,17 +175,13 @@ def _check_room(partial: Path, needed: int) -> None:
 
 
 def _write_shard(path: Path, tasks: list[Task], progress: Callable[[int], None]) -> None:
-    """Write one file under another name and rename it when all is on disk."""
-    growing = path.with_name(path.name + ".part")
-    writer = ShardWriter(growing, {name: what for task in tasks for name, what in task.written.items()})
-    try:
+    """Write one file, which has its name once it is complete: that is how a resumed run knows it."""
+    tensors = {name: what for task in tasks for name, what in task.written.items()}
+    with write_whole(path) as partial, closing(ShardWriter(partial, tensors)) as writer:
         for task, first, last, arrays in _in_flight(tasks):
             for name, array in zip(task.written, arrays, strict=True):
                 writer.write(name, first, array)
             progress(task.nbytes * (last - first) // task.sources[0].shape[0])
-    finally:
-        writer.close()
-    growing.rename(path)
 
 
 def _in_flight(tasks: list[Task]) -> Iterator[tuple[Task, int, int, list[mx.array]]]:

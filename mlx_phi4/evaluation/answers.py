@@ -68,7 +68,7 @@ def evaluate_pictures(
         Phi4Error: a bad manifest, value or model. A picture that cannot be read does not raise: its score says so.
     """
     from ..generation.generate import batch_generate
-    from ..kept_model import model_and_processor
+    from ..loading import model_and_processor
 
     if batch_size < 1:
         raise Phi4Error(f"batch_size is {batch_size}, expected at least 1")

@@ -16,7 +16,7 @@ from ..errors import Phi4Error
 from ..generation.generate import batch_generate
 from ..inputs.processor import Request
 from ..inputs.tokenizer import END_OF_TEXT
-from ..kept_model import model_and_processor
+from ..loading import model_and_processor
 from .scoring import score_continuations
 
 if TYPE_CHECKING:

@@ -109,9 +109,8 @@ def _score(model: "Phi4", groups: list[_Group], continuations: list[list[int]]) 
     layers = len(model.model.layers)
     states = [RowState(None, group.long, CacheOptions().make(layers)) for group in groups]
     totals = _Totals(model, continuations)
-    of_group = [[] for _ in groups]
-    for row, group in enumerate(index for index, group in enumerate(groups) for _ in group.rows):
-        of_group[group].append(row)
+    numbers = iter(range(len(continuations)))
+    of_group = [[next(numbers) for _ in group.rows] for group in groups]
     for h, places in _hidden(model, [(s, list(g.context)) for s, g in zip(states, groups, strict=True)], every=False):
         pairs = [(row, index) for index, (group, _) in enumerate(places) for row in of_group[group]]
         totals.add(h[mx.array([index for _, index in pairs])], [(row, 0) for row, _ in pairs])

@@ -84,7 +84,7 @@ def evaluate_asr(
     Raises:
         Phi4Error: a bad manifest, value or model. A recording that cannot be read does not raise: its score says so.
     """
-    from ..kept_model import model_and_processor
+    from ..loading import model_and_processor
 
     items, normalize = read_speech(manifest, limit), Normalizer(normalizer)
     references = [normalize(item.text, item.language) for item in items]

@@ -1,15 +1,11 @@
 """How fast a model answers on this machine: prompt, tokens, encoders and memory, in each mode."""
 
-import json
 import statistics
+import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-import click
-
-from ..commands import cli
 from ..errors import Phi4Error, PromptError
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
@@ -103,7 +99,7 @@ def benchmark(
     for round in range(repeat + 1):
         for m, run in runs.items():
             if not quiet:
-                click.echo(f"{m}: {f'round {round} of {repeat}' if round else 'warming up'}", err=True)
+                print(f"{m}: {f'round {round} of {repeat}' if round else 'warming up'}", file=sys.stderr)
             measured = run()
             if round:
                 found[m].append(measured)
@@ -138,8 +134,6 @@ def machine() -> dict:
 
     import mlx.core as mx
 
-    from .. import __version__
-
     device = mx.default_device()
     kind = "cpu"
     if device.type == mx.gpu:
@@ -153,7 +147,7 @@ def machine() -> dict:
         "python": platform.python_version(),
         "mlx": version("mlx"),
         "mlx_lm": version("mlx-lm"),
-        "mlx_phi4": __version__,
+        "mlx_phi4": version("mlx-phi4"),
     }
 
 
@@ -293,60 +287,3 @@ def _summary(repeats: list[Measured]) -> Measured:
         for name, value in rows[0].items()
     }
     return Measured(**middle | {"peak_memory": max(row["peak_memory"] for row in rows)})
-
-
-def describe(found: list[Measured], where: dict) -> str:
-    """The figures as lines for people."""
-    memory = f", {where['memory_gb']} GB" if where["memory_gb"] else ""
-    lines = [
-        f"measured on {where['device']}: {where['name']}{memory}; {where['system']}, Python {where['python']}, "
-        f"mlx {where['mlx']}, mlx-lm {where['mlx_lm']}, mlx_phi4 {where['mlx_phi4']}"
-    ]
-    for m in found:
-        lines += [
-            f"{m.mode}: prompt {m.prompt_tokens} tokens, {m.prompt_tps:.1f} a second; "
-            f"answer {m.generation_tokens} tokens, {m.generation_tps:.1f} a second",
-            f"  first token after {m.first_token_seconds:.3f} s (preparing {m.prepare_seconds:.3f} s, "
-            f"encoders {m.encoder_seconds:.3f} s); second question {m.second_question_seconds:.3f} s, "
-            f"{m.second_question_ratio:.2f}x",
-            f"  peak memory {m.peak_memory:.2f} GB; weights read per token {(m.base_bytes + m.adapter_bytes) / 1e6:.1f}"
-            f" MB, {(m.base_bytes + m.adapter_bytes) / m.base_bytes:.3f}x of text mode's",
-        ]
-    return "\n".join(lines)
-
-
-@click.command(name="mlx_phi4.benchmark")
-@click.option("--model", required=True, help="Checkpoint folder or hub id.")
-@click.option("--mode", type=click.Choice([*MODES, "all"]), default="all", show_default=True, help="What to measure.")
-@click.option("--prompt-tokens", default=512, show_default=True, help="Tokens of the prompt, media included.")
-@click.option("--generation-tokens", default=128, show_default=True, help="Tokens of the answer.")
-@click.option("--image", type=click.Path(path_type=Path), help="A picture's path; without it, one is made.")
-@click.option("--audio", type=click.Path(path_type=Path), help="A recording's path; without it, a tone is made.")
-@click.option("--repeat", default=3, show_default=True, help="Counted rounds; one more warms up.")
-@cli.engine_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
-@click.option("--quiet", is_flag=True, help="No progress.")
-def main(model, as_json, quiet, **options):
-    """Measure how fast a model answers here, in each mode. The prompts are random tokens."""
-    if not quiet:
-        click.echo(f"Loading {model} ...", err=True)
-    from ..converter.first_use import model_folder
-    from ..loading import load
-
-    found = benchmark(*load(model_folder(model, quiet=quiet)), quiet=quiet, **options)
-    where = machine()
-    if as_json:
-        asked = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-        results = [asdict(measured) for measured in found]
-        click.echo(json.dumps({"model": model, **where, "options": asked, "results": results}, indent=1))
-    else:
-        click.echo(describe(found, where))
-
-
-def command() -> None:
-    """The console script."""
-    cli.run(main)
-
-
-if __name__ == "__main__":
-    command()

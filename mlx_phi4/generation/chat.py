@@ -1,14 +1,12 @@
-"""A conversation that remembers: the class ``Chat``, the function that runs it in a terminal, and the command."""
+"""A conversation that remembers."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from ..commands import cli
 from ..errors import Phi4Error, PromptError
+from ..files import write_whole
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..inputs.processor import Processor
@@ -105,13 +103,11 @@ class Chat:
     def save(self, path: str | Path) -> Path:
         """Write the conversation as a JSON list of messages, media as paths. Raises Phi4Error."""
         path = Path(path).expanduser()
-        partial = path.with_name(f".{path.name}.partial")
         text = json.dumps([_saved(message) for message in self.messages], ensure_ascii=False, indent=1)
         try:
-            partial.write_text(text + "\n", encoding="utf-8")
-            partial.replace(path)
+            with write_whole(path) as partial:
+                partial.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise Phi4Error(f"{path}: cannot be written: {error.strerror or error}") from None
         return path
 
@@ -165,69 +161,3 @@ def _saved(message: dict) -> dict:
     if isinstance(content, list):
         content = [{k: v for k, v in part.items() if k not in ("image", "audio")} for part in content]
     return message | {"content": content}
-
-
-def chat(
-    model: "Phi4",
-    processor: "Processor",
-    *,
-    system: str | None = None,
-    images: list | None = None,
-    audios: list | None = None,
-    hide_thinking: bool = False,
-    stats: bool = False,
-    quiet: bool = False,
-    **options,
-) -> None:
-    """Talk on standard input and output until the input ends.
-
-    Args:
-        system: a system message in front.
-        images, audios: paths that belong to the first turn.
-        hide_thinking: leave ``<think>`` blocks out of what is shown; the history keeps them.
-        stats: a line of statistics after each answer.
-        quiet: no greeting and no progress.
-        options: those of ``stream_generate``, for every answer.
-
-    Raises:
-        Phi4Error: a bad option or first medium; later ones are reported in the chat.
-        KeyboardInterrupt: Ctrl-C at the prompt.
-    """
-    from ..commands.repl import Repl
-
-    talk = Chat(model, processor, system=system, **options)
-    for path in images or []:
-        talk.attach_image(path)
-    for path in audios or []:
-        talk.attach_audio(path)
-    Repl(talk, hide_thinking=hide_thinking, stats=stats, quiet=quiet).run()
-
-
-@click.command(name="mlx_phi4.chat", context_settings={"default_map": {"max_tokens": MAX_TOKENS}})
-@click.option("--model", required=True, help="Checkpoint folder or hub id.")
-@click.option("--system", help="A system message in front.")
-@click.option("--image", "images", multiple=True, help="A picture for the first turn; repeatable.")
-@click.option("--audio", "audios", multiple=True, help="A recording for the first turn; repeatable.")
-@cli.sampling_options
-@cli.engine_options
-@click.option("--hide-thinking", is_flag=True, help="Do not show <think> blocks.")
-@click.option("--stats", is_flag=True, help="A line of statistics after each answer.")
-@click.option("--quiet", is_flag=True, help="No greeting and no progress.")
-def main(model, quiet, stop, **options):
-    """Talk with a Phi-4 model about text, pictures and recordings.
-
-    Standard output gets the answers and nothing else. /help lists what else can be typed.
-    """
-    from ..converter.first_use import model_folder
-    from ..loading import load
-
-    chat(*load(model_folder(model, quiet=quiet)), quiet=quiet, stop=list(stop), **options)
-
-
-def command() -> None:
-    """The console script."""
-    cli.run(main)
-
-
-if __name__ == "__main__":
-    command()

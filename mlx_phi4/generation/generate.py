@@ -1,18 +1,13 @@
-"""Generation for people: text as it comes, whole answers, batches, and the command."""
+"""Generation for people: text as it comes, whole answers, batches, and prompts computed ahead."""
 
-import json
-import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 
-import click
-
-from ..commands import cli
 from ..errors import Phi4Error, PromptError
 from ..inputs.processor import Processor, Request
 from ..model import Phi4
 from .batch import Batch
 from .options import answer_number, make_options, takes_options
+from .prompt_cache import PromptCache
 from .responses import Answer, GenerationResponse, response_of
 from .sequence import Sequence
 
@@ -127,87 +122,21 @@ def batch_generate(
     return [found[sequence] for group in groups for sequence in group]
 
 
-def print_stream(stream: Iterator[GenerationResponse], as_json: bool, quiet: bool) -> None:
-    """Text to stdout as it comes (or one JSON object at the end), statistics to stderr."""
-    text, tokens, logprobs, last = "", [], [], None
-    for last in stream:
-        text += last.text
-        tokens.append(last.token)
-        logprobs.append({"logprob": last.logprob, "top_logprobs": last.top_logprobs})
-        if not as_json:
-            print(last.text, end="", flush=True)
-    if as_json:
-        whole = asdict(last) | {"text": text, "tokens": tokens}
-        del whole["logprob"], whole["top_logprobs"]
-        if last.logprob is not None:
-            whole["logprobs"] = logprobs
-        print(json.dumps(whole, ensure_ascii=False))
-    else:
-        print()
-    sys.stdout.flush()
-    if not quiet:
-        reused = f" ({last.reused_tokens} from the cache)" if last.reused_tokens else ""
-        click.echo(
-            f"{last.mode}: prompt {last.prompt_tokens} tokens{reused}, {last.prompt_tps:.1f} a second; "
-            f"answer {last.generation_tokens} tokens, {last.generation_tps:.1f} a second; "
-            f"peak memory {last.peak_memory:.2f} GB",
-            err=True,
-        )
+def cache_prompt(
+    model: Phi4,
+    processor: Processor,
+    prompt: str | list[dict],
+    images: list | None = None,
+    audios: list | None = None,
+    **options,
+) -> PromptCache:
+    """The cache of a prompt, to be saved with ``PromptCache.save`` or given to ``stream_generate``.
 
-
-def read_prompt(prompt: str | None) -> str:
-    """The prompt of a command: as given, or standard input for '-'."""
-    if prompt != "-":
-        return prompt or ""
-    try:
-        return sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise PromptError(f"standard input is not UTF-8 text: {error}") from None
-
-
-@click.command(name="mlx_phi4.generate")
-@click.option("--model", required=True, help="Checkpoint folder or hub id.")
-@click.option("--prompt", "-p", help="The user's turn; '-' reads standard input.")
-@click.option("--system", help="A system message in front.")
-@click.option("--image", "images", multiple=True, help="A picture's path; repeatable.")
-@click.option("--audio", "audios", multiple=True, help="A recording's path; repeatable.")
-@cli.sampling_options
-@cli.engine_options
-@click.option("--logit-bias", multiple=True, metavar="ID=BIAS", help="Add to a token's logit; repeatable.")
-@click.option("--logprobs", type=int, help="With --json: log-probabilities, and so many alternatives.")
-@click.option("--prompt-cache-file", help="Begin with what mlx_phi4.cache_prompt saved.")
-@click.option("--raw", is_flag=True, help="Take the prompt as it stands, special tokens included.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
-@click.option("--quiet", is_flag=True, help="No progress and no statistics.")
-def main(model, prompt, images, audios, logit_bias, prompt_cache_file, as_json, quiet, **options):
-    """Answer a prompt about text, pictures and recordings with a Phi-4 model."""
-    if prompt is None and not images and not audios:
-        raise click.UsageError("Missing option '--prompt' (or --image, --audio).")
-    prompt, options["logit_bias"] = read_prompt(prompt), _biases(logit_bias)
-    from ..converter.first_use import model_folder
-    from ..loading import load
-
-    model, processor = load(model_folder(model, quiet=quiet))
-    if prompt_cache_file:
-        from .prompt_cache import PromptCache
-
-        options["prompt_cache"] = PromptCache.load(prompt_cache_file, model)
-    options |= {"stop": list(options["stop"]), "progress": cli.prefill_progress(quiet)}
-    stream = stream_generate(model, processor, prompt, list(images), list(audios), **options)
-    print_stream(stream, as_json, quiet)
-
-
-def _biases(given: tuple[str, ...]) -> dict[int, float]:
-    try:
-        return {int(token): float(bias) for token, _, bias in (item.partition("=") for item in given)}
-    except ValueError:
-        raise Phi4Error(f"logit_bias is {', '.join(given)}, expected ID=BIAS, as in 42=-5") from None
-
-
-def command() -> None:
-    """The console script."""
-    cli.run(main)
-
-
-if __name__ == "__main__":
-    command()
+    Later prompts reuse it as far as they begin with the same tokens and the same media in the same mode. Options as in
+    ``stream_generate``; those about sampling have no effect.
+    """
+    cache = PromptCache()
+    options |= {"prompt_cache": cache, "max_tokens": 1}
+    for _ in stream_generate(model, processor, prompt, images, audios, **options):
+        pass
+    return cache

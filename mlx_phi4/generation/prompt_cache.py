@@ -12,6 +12,7 @@ from ..decoder.kv_cache import CacheOptions, KVCache, QuantizedKVCache, WindowKV
 from ..decoder.state import RowState
 from ..device import cpu_stream, exclusive
 from ..errors import Phi4Error, PromptError
+from ..files import write_whole
 from ..inputs.processor import Row
 from ..modalities import projector_of
 from ..model import Phi4
@@ -101,12 +102,11 @@ class PromptCache:
             "options": asdict(self.options),
         }
         described = json.dumps(known)
-        partial = path.with_name(f".{path.name}.partial.safetensors")
         try:
-            mx.save_safetensors(str(partial), arrays, {"state": described, "checksum": _checksum(described, arrays)})
-            partial.replace(path)
+            # an open file: of a full disk MLX says nothing where it is given a name
+            with write_whole(path) as partial, partial.open("wb") as file:
+                mx.save_safetensors(file, arrays, {"state": described, "checksum": _checksum(described, arrays)})
         except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
             raise Phi4Error(f"{path}: the prompt cache cannot be written: {error}") from None
 
     @classmethod

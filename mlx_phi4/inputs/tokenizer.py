@@ -4,8 +4,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import Config, read_json
+from ..config import Config
 from ..errors import CheckpointError, ConfigError, PromptError
+from ..files import read_json
 from ..modalities import MODALITIES
 from .chat_template import read_opening
 

@@ -1,6 +1,6 @@
 """Random checkpoints of any size in the published layouts: for tests, benchmarks and trying the commands offline.
 
-    python -m mlx_phi4.random_checkpoint some/folder --layout microsoft --size reduced
+    python -m mlx_phi4.synthetic.random_checkpoint some/folder --layout microsoft --size reduced
 
 The same size and seed give the same weights in every layout, on every platform, so answers can be compared.
 """
@@ -15,10 +15,11 @@ from pathlib import Path
 import click
 import numpy as np
 
+from ..checkpoint.tensorfile import itemsize, write_header
 from .published import ADAPTERS, LAYOUTS, SIZES, Sizes, adapter_sources, sources
 from .published_files import adapter_config, config, other_files
 
-DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2)}  # name in the file, bytes a value
+WRITTEN_DTYPES = {"float32": "F32", "bfloat16": "BF16"}  # and their names in the file
 BLOCK = 4_194_301  # values; prime, so that where a block repeats, rows do not (equal rows would tie logits)
 
 # How large values are, first match wins: pattern of the canonical name, kind, size.
@@ -73,7 +74,7 @@ def write_random_checkpoint(
         dtype: "float32", or "bfloat16": the same values rounded to nearest even.
         shard_bytes: largest safetensors file, in bytes; only a tensor that is larger by itself exceeds it.
     """
-    for what, value, known in (("layout", layout, LAYOUTS), ("size", size, SIZES), ("dtype", dtype, DTYPES)):
+    for what, value, known in (("layout", layout, LAYOUTS), ("size", size, SIZES), ("dtype", dtype, WRITTEN_DTYPES)):
         if isinstance(value, str) and value not in known:
             raise ValueError(f"unknown {what} {value!r}: expected one of {', '.join(known)}")
     sizes = SIZES[size] if isinstance(size, str) else size
@@ -101,7 +102,7 @@ def _write_shards(folder: Path, found: dict, sizes: Sizes, seed: int, dtype: str
         old.unlink()
     shards, room = [{}], shard_bytes
     for name, (canonical, shape) in found.items():
-        need = math.prod(shape) * DTYPES[dtype][1]
+        need = math.prod(shape) * itemsize(WRITTEN_DTYPES[dtype])
         if need > room and shards[-1]:
             shards.append({})
             room = shard_bytes
@@ -111,7 +112,7 @@ def _write_shards(folder: Path, found: dict, sizes: Sizes, seed: int, dtype: str
         _write_safetensors(folder / "model.safetensors", found, sizes, seed, dtype)
         return
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    total = sum(math.prod(shape) for _, shape in found.values()) * DTYPES[dtype][1]
+    total = sum(math.prod(shape) for _, shape in found.values()) * itemsize(WRITTEN_DTYPES[dtype])
     where = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
     for file, shard in zip(names, shards, strict=True):
         _write_safetensors(folder / file, shard, sizes, seed, dtype)
@@ -122,19 +123,9 @@ def _write_shards(folder: Path, found: dict, sizes: Sizes, seed: int, dtype: str
 
 
 def _write_safetensors(path: Path, found: dict, sizes: Sizes, seed: int, dtype: str):
-    """Stream tensors into one file: header length (8 bytes, little-endian), JSON header, then the data.
-
-    Written by hand because the library wants all tensors in memory at once.
-    """
-    code, width = DTYPES[dtype]
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, (_, shape) in found.items():
-        start, end = end, end + math.prod(shape) * width
-        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    """Stream tensors into one file: the library wants all of them in memory at once."""
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        write_header(file, {name: (WRITTEN_DTYPES[dtype], shape) for name, (_, shape) in found.items()}, "pt")
         for canonical, shape in found.values():
             for piece in _pieces(canonical, shape, sizes, seed, dtype):
                 file.write(piece)
@@ -185,7 +176,7 @@ def _bfloat16(values: np.ndarray) -> np.ndarray:
 @click.option("--layout", type=click.Choice(LAYOUTS), default="microsoft", show_default=True)
 @click.option("--size", type=click.Choice(list(SIZES)), default="reduced", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True)
+@click.option("--dtype", type=click.Choice(list(WRITTEN_DTYPES)), default="float32", show_default=True)
 def main(folder: Path, **options):
     """Write a random checkpoint in a published layout into FOLDER."""
     click.echo(write_random_checkpoint(folder, **options))

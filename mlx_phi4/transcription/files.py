@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..distributed import Ranks, agree, join, share
 from ..errors import Phi4Error
-from ..kept_model import model_and_processor
+from ..loading import model_and_processor
 from .chunking import Failure
 from .outputs import (
     TEMPLATE,

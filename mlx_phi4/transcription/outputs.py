@@ -5,12 +5,13 @@ import stat
 import string
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
 from ..errors import Phi4Error
+from ..files import write_whole
 from .chunking import readable
 from .transcript import FORMATS, Transcript
 
@@ -178,16 +179,11 @@ def write_outputs(transcript: Transcript, outputs: dict[str, Path], max_line_wid
     Raises:
         Phi4Error: the system refuses, as on a full disk.
     """
-    parts = {path: path.with_name(f".{path.name}.part") for path in outputs.values()}
     try:
-        for format, path in outputs.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            parts[path].write_text(transcript.render(format, max_line_width), encoding="utf-8")
-        for path, part in parts.items():
-            part.replace(path)
+        with ExitStack() as all_written:
+            for format, path in outputs.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial = all_written.enter_context(write_whole(path))
+                partial.write_text(transcript.render(format, max_line_width), encoding="utf-8")
     except OSError as error:
-        raise Phi4Error(f"{error.strerror or error}: {path}") from None
-    finally:
-        for part in parts.values():
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
+        raise Phi4Error(f"{error.strerror or error}: {error.filename2 or path}") from None

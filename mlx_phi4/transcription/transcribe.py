@@ -1,4 +1,4 @@
-"""Speech to text, subtitles and translations: from any recording, and the command for many of them."""
+"""Speech to text, subtitles and translations, from any recording."""
 
 import os
 from collections.abc import Callable
@@ -6,12 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from ..commands import cli
-from ..errors import MediaError, Phi4Error
-from .tasks import TASKS
-from .transcript import FORMATS
+from ..errors import MediaError
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..inputs.processor import Processor
@@ -55,7 +50,7 @@ def transcribe(
     Raises:
         Phi4Error: a bad value, recording or model, in one line.
     """
-    from ..kept_model import model_and_processor
+    from ..loading import model_and_processor
     from .chunking import Failure
     from .transcriber import Transcriber
 
@@ -83,65 +78,3 @@ def _with_rate(source: Any) -> Any:
     if array.ndim != 1:
         raise MediaError(f"audio of type {type(source).__name__}: expected a path, bytes, (array, rate) or (samples,)")
     return array, SAMPLE_RATE
-
-
-def _numbers(given: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in given.split(","))
-    except ValueError:
-        raise Phi4Error(f"temperatures are {given!r}, expected numbers such as 0,0.2,0.4") from None
-
-
-@click.command(name="mlx_phi4.transcribe")
-@click.argument("sources", nargs=-1, required=True, metavar="FILE|FOLDER|-...")
-@click.option("--model", default=MODEL, show_default=True, help="Checkpoint folder or hub id.")
-@click.option("--task", type=click.Choice(TASKS), default="transcribe", show_default=True, help="What to do.")
-@click.option("--to", metavar="LANGUAGE", help="Language of a translation, French or fr.  [default: English]")
-@click.option("--prompt", "-p", help="Asked instead of the task's own prompt.")
-@click.option("--context", metavar="TEXT", help="Names and jargon that may occur.")
-@click.option(
-    "--format", "-f", type=click.Choice([*FORMATS, "all"]), default="txt", show_default=True, help="Of the outputs."
-)
-@click.option("--output-dir", "-o", help="Folder of the outputs.  [default: the current one]")
-@click.option(
-    "--output-template",
-    default="{filename}",
-    show_default=True,
-    help="Name of the outputs; {filename}, {parent}, {date} and {index} are filled in.",
-)
-@click.option("--stdout", is_flag=True, help="Print the texts instead of writing files.")
-@click.option("--max-line-width", type=int, help="Characters of a line in srt and vtt.")
-@click.option("--overwrite", is_flag=True, help="Do again what was done before.")
-@click.option("--recursive", "-r", is_flag=True, help="Look into the folders of folders.")
-@click.option("--segment-seconds", type=float, help="Longest piece, at most 40.  [default: usually 30]")
-@click.option("--pause", type=float, help="Least silence in seconds between pieces.  [default: usually 0.5]")
-@click.option("--clip-timestamps", metavar="START,END,...", help="Parts to hear, in seconds or mm:ss.")
-@click.option("--batch-size", default=8, show_default=True, help="Pieces decoded together, of all files.")
-@click.option("--max-tokens", "-m", type=int, help="Most tokens of an answer.  [default: by the piece's length]")
-@click.option(
-    "--temperatures",
-    default="0,0.2,0.4,0.6,0.8,1",
-    show_default=True,
-    help="One attempt each, until an answer passes the guards.",
-)
-@click.option("--compression-ratio-threshold", default=2.4, show_default=True, help="Above it: repetition.")
-@click.option("--logprob-threshold", default=-1.0, show_default=True, help="Mean log-probability below it: doubt.")
-@click.option("--seed", default=0, show_default=True, help="Of the attempts above temperature 0.")
-@click.option("--jobs", default=2, show_default=True, help="Files read at once, ahead of the model.")
-@click.option("--quiet", is_flag=True, help="Only errors on standard error.")
-def main(sources, temperatures, **options):
-    """Transcribe or translate recordings, or ask about them, with Phi-4-multimodal."""
-    from .files import transcribe_files
-
-    summary = transcribe_files(sources, temperatures=_numbers(temperatures), **options)
-    if summary.failed:
-        raise click.exceptions.Exit(1)
-
-
-def command() -> None:
-    """The console script."""
-    cli.run(main)
-
-
-if __name__ == "__main__":
-    command()

@@ -1,0 +1,43 @@
+"""``python -m mlx_phi4 <command>``: every command, also where its console script is not on the PATH."""
+
+import click
+
+from .commands import cli
+
+
+class Commands(click.Group):
+    """The commands by name; each is imported when it is asked for."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """In the order of a newcomer's way."""
+        return ["generate", "chat", "transcribe", "convert", "cache_prompt", "evaluate", "benchmark"]
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """The command of this name, or None."""
+        if name == "generate":
+            from .commands.generate import main
+        elif name == "chat":
+            from .commands.chat import main
+        elif name == "transcribe":
+            from .commands.transcribe import main
+        elif name == "convert":
+            from .commands.convert import main
+        elif name == "cache_prompt":
+            from .commands.cache_prompt import main
+        elif name == "evaluate":
+            from .commands.evaluate import main
+        elif name == "benchmark":
+            from .commands.benchmark import main
+        else:
+            return None
+        return main
+
+
+main = Commands(
+    "python -m mlx_phi4",
+    help="Phi-4-mini and Phi-4-multimodal on Apple silicon with MLX. COMMAND --help lists a command's options.",
+    no_args_is_help=False,
+)
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,64 @@
+"""A checkpoint folder, opened strictly: what loading, converting and verifying begin with."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..config import Config
+from ..files import read_json
+from ..inputs.tokenizer import Tokenizer
+from ..model import Phi4
+from .config_readers import config_from_dict
+from .shards import Shard, check_layout, read_shards
+from .tensorfile import StoredTensor, read_header
+from .weights import load_weights, locate
+
+BIAS_TABLE = "relative_attention_bias_layer.bias_values.weight"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder whose headers were read: ``raw`` is ``config.json`` as it stands, ``config`` what was read from it."""
+
+    folder: Path
+    raw: dict
+    config: Config
+    shards: list[Shard]
+
+    def open(self, dtype: mx.Dtype | str | None = None) -> tuple[Phi4, Tokenizer]:
+        """The model, whose tensors are read when they are first needed, and the tokenizer.
+
+        It proves that every tensor is there, fits and is used, or is dropped on purpose. ``dtype`` as in
+        ``weights.load_weights``. Raises Phi4Error.
+        """
+        tokenizer = Tokenizer(self.folder, self.config)
+        model = Phi4(self.config)
+        load_weights(model, self.folder, self.shards, dtype)
+        return model, tokenizer
+
+    def tensors(self) -> dict[str, StoredTensor]:
+        """Name in ``Phi4`` -> where the tensor lies, for all that is used. Raises CheckpointError."""
+        places, _ = locate(self.config, self.folder, self.shards)
+        headers = {path: read_header(path) for path in dict.fromkeys(path for path, _ in places.values())}
+        return {name: headers[path][published] for name, (path, published) in places.items()}
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Look at a folder as far as headers tell. Raises Phi4Error."""
+    raw = read_json(folder / "config.json")
+    config = config_from_dict(raw, folder)
+    shards = read_shards(folder)
+    check_layout(config, shards)
+    return Checkpoint(folder, raw, _with_bias_rows(config, shards), shards)
+
+
+def _with_bias_rows(config: Config, shards: list[Shard]) -> Config:
+    """Configurations disagree about the height of the table; the tensor itself does not."""
+    for shard in shards:
+        for name, shape in shard.shapes.items():
+            if name.endswith(BIAS_TABLE) and config.audio:
+                audio = dataclasses.replace(config.audio, bias_rows=shape[0])
+                return dataclasses.replace(config, audio=audio)
+    return config

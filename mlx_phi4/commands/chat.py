@@ -1,0 +1,74 @@
+"""The command mlx_phi4.chat, and the function that talks on standard input and output."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ..generation.chat import MAX_TOKENS
+from . import cli
+
+if TYPE_CHECKING:  # imported where used, so that --help is instant
+    from ..inputs.processor import Processor
+    from ..model import Phi4
+
+
+def chat(
+    model: "Phi4",
+    processor: "Processor",
+    *,
+    system: str | None = None,
+    images: list | None = None,
+    audios: list | None = None,
+    hide_thinking: bool = False,
+    stats: bool = False,
+    quiet: bool = False,
+    **options,
+) -> None:
+    """Talk on standard input and output until the input ends.
+
+    Args:
+        system: a system message in front.
+        images, audios: paths that belong to the first turn.
+        hide_thinking: leave ``<think>`` blocks out of what is shown; the history keeps them.
+        stats: a line of statistics after each answer.
+        quiet: no greeting and no progress.
+        options: those of ``stream_generate``, for every answer.
+
+    Raises:
+        Phi4Error: a bad option or first medium; later ones are reported in the chat.
+        KeyboardInterrupt: Ctrl-C at the prompt.
+    """
+    from ..generation.chat import Chat
+    from .repl import Repl
+
+    talk = Chat(model, processor, system=system, **options)
+    for path in images or []:
+        talk.attach_image(path)
+    for path in audios or []:
+        talk.attach_audio(path)
+    Repl(talk, hide_thinking=hide_thinking, stats=stats, quiet=quiet).run()
+
+
+@click.command(name="mlx_phi4.chat", context_settings={"default_map": {"max_tokens": MAX_TOKENS}})
+@click.option("--model", required=True, help="Checkpoint folder or hub id.")
+@click.option("--system", help="A system message in front.")
+@click.option("--image", "images", multiple=True, help="A picture for the first turn; repeatable.")
+@click.option("--audio", "audios", multiple=True, help="A recording for the first turn; repeatable.")
+@cli.sampling_options
+@cli.engine_options
+@click.option("--hide-thinking", is_flag=True, help="Do not show <think> blocks.")
+@click.option("--stats", is_flag=True, help="A line of statistics after each answer.")
+@click.option("--quiet", is_flag=True, help="No greeting and no progress.")
+def main(model, quiet, stop, **options):
+    """Talk with a Phi-4 model about text, pictures and recordings.
+
+    Standard output gets the answers and nothing else. /help lists what else can be typed.
+    """
+    from ..loading import load
+
+    chat(*load(model, quiet=quiet), quiet=quiet, stop=list(stop), **options)
+
+
+def command() -> None:
+    """The console script."""
+    cli.run(main)

@@ -1,0 +1,81 @@
+"""The command mlx_phi4.generate: one prompt, answered as it comes."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import Phi4Error
+from . import cli
+
+if TYPE_CHECKING:  # imported where used, so that --help is instant
+    from ..generation.responses import GenerationResponse
+
+
+@click.command(name="mlx_phi4.generate")
+@click.option("--model", required=True, help="Checkpoint folder or hub id.")
+@click.option("--prompt", "-p", help="The user's turn; '-' reads standard input.")
+@click.option("--system", help="A system message in front.")
+@click.option("--image", "images", multiple=True, help="A picture's path; repeatable.")
+@click.option("--audio", "audios", multiple=True, help="A recording's path; repeatable.")
+@cli.sampling_options
+@cli.engine_options
+@click.option("--logit-bias", multiple=True, metavar="ID=BIAS", help="Add to a token's logit; repeatable.")
+@click.option("--logprobs", type=int, help="With --json: log-probabilities, and so many alternatives.")
+@click.option("--prompt-cache-file", help="Begin with what mlx_phi4.cache_prompt saved.")
+@click.option("--raw", is_flag=True, help="Take the prompt as it stands, special tokens included.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+@click.option("--quiet", is_flag=True, help="No progress and no statistics.")
+def main(model, prompt, images, audios, logit_bias, prompt_cache_file, as_json, quiet, **options):
+    """Answer a prompt about text, pictures and recordings with a Phi-4 model."""
+    if prompt is None and not images and not audios:
+        raise click.UsageError("Missing option '--prompt' (or --image, --audio).")
+    prompt, options["logit_bias"] = cli.read_prompt(prompt), _biases(logit_bias)
+    from ..generation.generate import stream_generate
+    from ..loading import load
+
+    model, processor = load(model, quiet=quiet)
+    if prompt_cache_file:
+        from ..generation.prompt_cache import PromptCache
+
+        options["prompt_cache"] = PromptCache.load(prompt_cache_file, model)
+    options |= {"stop": list(options["stop"]), "progress": cli.prefill_progress(quiet)}
+    stream = stream_generate(model, processor, prompt, list(images), list(audios), **options)
+    print_stream(stream, as_json, quiet)
+
+
+def _biases(given: tuple[str, ...]) -> dict[int, float]:
+    try:
+        return {int(token): float(bias) for token, _, bias in (item.partition("=") for item in given)}
+    except ValueError:
+        raise Phi4Error(f"logit_bias is {', '.join(given)}, expected ID=BIAS, as in 42=-5") from None
+
+
+def print_stream(stream: "Iterator[GenerationResponse]", as_json: bool, quiet: bool) -> None:
+    """Text to stdout as it comes (or one JSON object at the end), statistics to stderr."""
+    text, tokens, logprobs, last = "", [], [], None
+    for last in stream:
+        text += last.text
+        tokens.append(last.token)
+        logprobs.append({"logprob": last.logprob, "top_logprobs": last.top_logprobs})
+        if not as_json:
+            print(last.text, end="", flush=True)
+    if as_json:
+        whole = asdict(last) | {"text": text, "tokens": tokens}
+        del whole["logprob"], whole["top_logprobs"]
+        if last.logprob is not None:
+            whole["logprobs"] = logprobs
+        print(json.dumps(whole, ensure_ascii=False))
+    else:
+        print()
+    sys.stdout.flush()
+    if not quiet:
+        click.echo(cli.statistics(last), err=True)
+
+
+def command() -> None:
+    """The console script."""
+    cli.run(main)

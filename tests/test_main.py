@@ -1,0 +1,51 @@
+"""``python -m mlx_phi4``: all commands, and their help at once."""
+
+import subprocess
+import sys
+
+import pytest
+
+import mlx_phi4.commands.generate
+from mlx_phi4.__main__ import main
+
+COMMANDS = {
+    "generate": "--repetition-penalty",
+    "chat": "--hide-thinking",
+    "transcribe": "--clip-timestamps",
+    "convert": "--adapter-bits",
+    "cache_prompt": "--prefill-step-size",
+    "evaluate": "pictures",
+    "benchmark": "--generation-tokens",
+}
+# runs the command, then says what it cost: "runpy" is python -m
+HELP = """
+import runpy, sys, time
+sys.argv = ["mlx_phi4", *sys.argv[1:], "--help"]
+try:
+    runpy.run_module("mlx_phi4", run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {"mlx", "mlx_lm", "numpy", "torch", "transformers", "soundfile", "av", "PIL"} & set(sys.modules)
+print(f"{time.process_time():.2f} {heavy}", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_is_light(name):
+    done = subprocess.run([sys.executable, "-c", HELP, *name.split()], capture_output=True, text=True, check=True)
+    seconds, heavy = done.stderr.strip().split(" ", 1)
+    assert heavy == "set()"
+    assert float(seconds) <= 0.3
+    assert done.stdout.startswith(f"Usage: python -m mlx_phi4 {name}")
+    assert all(text in done.stdout for text in ([COMMANDS[name]] if name else COMMANDS))
+
+
+def test_each_command_is_listed():
+    assert sorted(main.list_commands(None)) == sorted(COMMANDS)
+    assert main.get_command(None, "generate") is mlx_phi4.commands.generate.main
+
+
+@pytest.mark.parametrize("arguments", [[], ["paint"]])
+def test_no_such_command_is_one_line(run_command, arguments):
+    code, out, err = run_command(lambda: mlx_phi4.commands.cli.run(main), *arguments)
+    assert (code, out) == (2, "") and err.startswith("error: ") and len(err.splitlines()) == 1
