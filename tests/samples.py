@@ -43,6 +43,35 @@ def decoded(model, *sequences):
     return batch
 
 
+class ScriptedPool:
+    """In place of ``AnswerPool``: every request is answered in one step by ``answer(request, options)``."""
+
+    def __init__(self, answer):
+        self.answer, self.asked, self.steps = answer, [], []
+
+    def __call__(self, model, processor):
+        self.processor = processor
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def __len__(self):
+        return len(self.asked)
+
+    def ask(self, key, request, **options):
+        self.processor.row(request)  # raises for what cannot be asked, as the pool itself does
+        self.asked.append((key, request, options))
+
+    def step(self):
+        asked, self.asked = self.asked, []
+        self.steps.append([(request, options) for _, request, options in asked])
+        return [(key, self.answer(request, options)) for key, request, options in asked]
+
+
 def tokens_of(model, processor, request, **options):
     """The tokens of a request alone, and its last response."""
     named = dataclasses.asdict(request)

@@ -1,5 +1,6 @@
 """Evaluation: rates and answers that can be counted by hand, and the command on a model of noise."""
 
+import dataclasses
 import errno
 import json
 import math
@@ -8,6 +9,7 @@ import sys
 import pytest
 import soundfile
 from cases import clip, picture
+from samples import ScriptedPool
 
 import mlx_phi4
 from mlx_phi4 import Phi4Error, Request
@@ -256,11 +258,14 @@ def answered(monkeypatch, loaded, tmp_path):
     def score(*lines, **options):
         said, batches = iter([line["said"] for line in lines if "said" in line]), []
 
-        def batch_generate(model, processor, requests, *, max_tokens):
-            batches.append(processor.batch(requests).modes)
-            return [GenerationResponse(next(said), 0, "", 0, 0, 0, 0, 0) for _ in requests]
+        class Recorded(ScriptedPool):
+            def step(self):
+                batches.append([self.processor.row(request).mode for _, request, _ in self.asked])
+                return super().step()
 
-        monkeypatch.setattr("mlx_phi4.generation.generate.batch_generate", batch_generate)
+        answer = GenerationResponse("", 0, "", 0, 0, 0, 0, 0)
+        scripted = Recorded(lambda request, options: dataclasses.replace(answer, text=next(said)))
+        monkeypatch.setattr("mlx_phi4.generation.pool.AnswerPool", scripted)
         path = tmp_path / "questions.jsonl"
         path.write_text("\n".join(map(json.dumps, lines)))
         model, processor = loaded()

@@ -55,7 +55,7 @@ def forward(model, context, continuation):
 def test_scores_are_those_of_each_row_alone(batch_size, columns, small_context, monkeypatch):
     """Also where rows of a batch use different RoPE tables, and where contexts and logits come in pieces."""
     model, _ = small_context
-    monkeypatch.setattr(scoring, "COLUMNS", columns)
+    monkeypatch.setattr(scoring, "STEP_TOKENS", columns)
     monkeypatch.setattr(scoring, "POSITIONS", columns)
     lengths = [len(context) + len(continuation) - 1 for context, continuation in PAIRS]
     assert min(lengths) < ORIGINAL < max(lengths)
@@ -98,7 +98,7 @@ def test_choices_of_a_question_share_its_computation(loaded, monkeypatch):
 
     monkeypatch.setattr(model.model, "embed_tokens", Counting())
     score_continuations(model, [(QUESTION, [choice, 9]) for choice in range(20, 24)])
-    assert seen == [(1, len(QUESTION)), (4, 1)]
+    assert seen == [(len(QUESTION),), (4,)]
 
 
 def test_scores_need_a_context_and_room(loaded):

@@ -12,12 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import soundfile
+from samples import ScriptedPool
 
 import mlx_phi4
 from mlx_phi4 import loading
 from mlx_phi4.audio.preprocess import Clip, prepare_clip
 from mlx_phi4.errors import MediaError, Phi4Error
-from mlx_phi4.generation import batch as engine
+from mlx_phi4.generation import pool
 from mlx_phi4.generation.generate import GenerationResponse
 from mlx_phi4.transcription import chunking
 from mlx_phi4.transcription.decoding import DecodingOptions, Heard, SegmentDecoder, compression_ratio
@@ -63,13 +64,17 @@ def scripted(monkeypatch):
     def install(answer):
         asked, rows = [], {}
 
-        def answers(self, pieces, temperature, number, media):
-            for piece in pieces:
-                rows.setdefault(piece.start, len(rows))
-            asked.append(([rows[piece.start] for piece in pieces], temperature))
-            return [answer(rows[piece.start], temperature) for piece in pieces]
+        def row(request):
+            return rows.setdefault(id(request.audios[0]), len(rows))
 
-        monkeypatch.setattr(SegmentDecoder, "_answers", answers)
+        class Recorded(ScriptedPool):
+            def step(self):
+                for chosen in dict.fromkeys(options["temperature"] for _, _, options in self.asked):
+                    asked.append(([row(r) for _, r, o in self.asked if o["temperature"] == chosen], chosen))
+                return super().step()
+
+        scripted = Recorded(lambda request, options: answer(row(request), options["temperature"]))
+        monkeypatch.setattr(pool, "AnswerPool", scripted)
         return asked
 
     return install
@@ -143,21 +148,40 @@ def test_a_batch_gives_the_tokens_of_pieces_alone_in_the_steps_of_the_longest(tr
     """Rows of different length leave the batch when they end, so a batch costs no more steps than its longest row."""
     steps = []
 
-    class Counted(engine.Generation):
-        def steps(self):
-            yield from super().steps()
-            steps.append(self.decoder_steps)
+    class Counted(pool.AnswerPool):
+        def __exit__(self, *exception):
+            steps.append(self.steps)
+            super().__exit__(*exception)
 
-    monkeypatch.setattr(engine, "Generation", Counted)
+    monkeypatch.setattr(pool, "AnswerPool", Counted)
     source = tones([0.2, 0.9, 0.4, 0.3, 0.6, 0.5, 0.25, 0.7])
     together = transcribe(source, batch_size=8, **ONCE)
-    [batch] = steps
-    steps.clear()
     alone = transcribe(source, batch_size=1, **ONCE)
     assert len(together.segments) == 8
     assert [s.tokens for s in together.segments] == [s.tokens for s in alone.segments]
     assert [s.text for s in together.segments] == [s.text for s in alone.segments]
-    assert len(set(steps)) > 1 and batch <= 1.15 * max(steps)
+    longest = max(len(segment.tokens) for segment in alone.segments)
+    assert steps[0] <= longest + 1 < steps[1] / 2
+
+
+def test_a_piece_that_goes_on_and_on_holds_nobody_up(transcribe, monkeypatch):
+    """With two rows, one of which loops through all its attempts, the other row hears all the other pieces."""
+    order = []
+
+    class Watched(pool.AnswerPool):
+        def ask(self, key, request, **options):
+            slow = key.item.start < 1
+            options |= {"max_tokens": 40 if slow else 2, "logit_bias": {self._processor.tokenizer.pad_id: -1e9}}
+            order.append(key.item.start)
+            super().ask(key, request, **options)
+
+    monkeypatch.setattr(pool, "AnswerPool", Watched)
+    source = tones([0.3] * 6)
+    transcript = transcribe(source, batch_size=2, temperatures=(0.0, 0.5), compression_ratio_threshold=0.01)
+    first = min(order)
+    assert order[:2] == sorted(set(order))[:2] and order.count(first) == 2
+    assert order.index(max(order)) < len(order) - 1 - order[::-1].index(first)  # the last piece begins before its retry
+    assert [segment.start for segment in transcript.segments] == sorted(set(order))
 
 
 def test_the_log_probability_is_the_mean_over_the_answer(transcribe, loaded):
@@ -276,11 +300,11 @@ def asked_clips(monkeypatch):
     """The pieces that the decoder is given."""
     given = []
 
-    def answers(self, pieces, temperature, number, media):
-        given.extend(pieces)
-        return [said("A summary.\n\nTwo paragraphs.", reason="length") for _ in pieces]
+    def answer(request, options):
+        given.append(request.audios[0])
+        return said("A summary.\n\nTwo paragraphs.", reason="length")
 
-    monkeypatch.setattr(SegmentDecoder, "_answers", answers)
+    monkeypatch.setattr(pool, "AnswerPool", ScriptedPool(answer))
     return given
 
 
@@ -288,7 +312,7 @@ def test_a_summary_hears_the_whole_recording_at_once(transcribe, asked_clips):
     source = tones([0.5, 0.5, 0.5])
     transcript = transcribe(source, task="summarize", segment_seconds=1)
     [piece], [segment] = asked_clips, transcript.segments
-    assert np.array_equal(piece.clip.features, prepare_clip((source, RATE)).features)
+    assert np.array_equal(piece.features, prepare_clip((source, RATE)).features)
     assert (segment.start, segment.end) == (0, pytest.approx(transcript.duration))
     assert segment.flags == ("length",) and transcript.warnings == []  # a long answer is no reason to ask again
 
@@ -299,19 +323,19 @@ def test_beyond_thirty_minutes_the_beginning_is_heard_and_that_is_said(transcrib
     source = tones([1.0] * 3)
     transcript = transcribe(source, task="ask")
     [piece] = asked_clips
-    assert np.array_equal(piece.clip.features, prepare_clip((source[: 3 * RATE], RATE)).features)
+    assert np.array_equal(piece.features, prepare_clip((source[: 3 * RATE], RATE)).features)
     assert len(transcript.warnings) == 1 and "minutes" in transcript.warnings[0]
     assert transcript.duration == pytest.approx(len(source) / RATE)
     asked_clips.clear()
     exact = transcribe(source[: 3 * RATE], task="ask")
-    assert exact.warnings == [] and np.array_equal(asked_clips[0].clip.features, piece.clip.features)
+    assert exact.warnings == [] and np.array_equal(asked_clips[0].features, piece.features)
 
 
 def test_a_summary_of_some_parts(transcribe, asked_clips):
     source = tones([1.0] * 3)
     [segment] = transcribe(source, task="summarize", clip_timestamps="1,2,4,5").segments
     expected = np.concatenate([source[RATE : 2 * RATE], source[4 * RATE : 5 * RATE]])
-    assert np.array_equal(asked_clips[0].clip.features, prepare_clip((expected, RATE)).features)
+    assert np.array_equal(asked_clips[0].features, prepare_clip((expected, RATE)).features)
     assert (segment.start, segment.end) == (1, 5)
     with pytest.raises(MediaError, match="a clip starts at 60 s, but the recording ends at"):
         transcribe(source, task="summarize", clip_timestamps="60")
@@ -347,7 +371,7 @@ def test_a_batch_of_whole_recordings_is_smaller(loaded, scripted):
     decoder = SegmentDecoder(*loaded(), make_question(), DecodingOptions(batch_size=8))
     lengths = [30, 40, 1800, 1800, 100, 100, 100, 10]
     assert len(list(decoder(("key", heard(length, n)) for n, length in enumerate(lengths)))) == 8
-    assert [rows for rows, _ in asked] == [[0, 1], [2], [3], [4, 5, 6], [7]]
+    assert [rows for rows, _ in asked] == [[0, 1], [2], [3], [4, 5, 6, 7]]
 
 
 def test_reading_ahead_is_bounded_and_in_order():

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from samples import ScriptedPool
 from test_transcribe import RATE, said, tones
 
 from mlx_phi4.commands.transcribe import command
 from mlx_phi4.distributed import Ranks, agree, join, share
 from mlx_phi4.errors import Phi4Error
-from mlx_phi4.transcription.decoding import SegmentDecoder
+from mlx_phi4.generation import pool
 from mlx_phi4.transcription.files import Summary, transcribe_files
 from mlx_phi4.transcription.outputs import find_recordings
 from mlx_phi4.transcription.transcript import FORMATS, Transcript
@@ -46,11 +47,13 @@ def batches(monkeypatch):
     """Answers without a model: each piece says how long it is. The sizes of the batches that were asked for."""
     sizes = []
 
-    def answers(self, pieces, temperature, number, media):
-        sizes.append(len(pieces))
-        return [said(f"{round(piece.seconds)} seconds") for piece in pieces]
+    def answer(request, options):
+        return said(f"{round(len(request.audios[0].features) / 100)} seconds")
 
-    monkeypatch.setattr(SegmentDecoder, "_answers", answers)
+    scripted = ScriptedPool(answer)
+    monkeypatch.setattr(pool, "AnswerPool", scripted)
+    step = scripted.step
+    scripted.step = lambda: sizes.append(len(scripted)) or step()
     return sizes
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import Phi4Error
-from .manifest import QuestionItem, read_questions
+from .manifest import read_questions
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
-    from ..inputs.processor import Processor, Request
+    from ..inputs.processor import Processor
     from ..model import Phi4
 
 
@@ -67,7 +67,8 @@ def evaluate_pictures(
     Raises:
         Phi4Error: a bad manifest, value or model. A picture that cannot be read does not raise: its score says so.
     """
-    from ..generation.generate import batch_generate
+    from ..generation.pool import answer_each
+    from ..inputs.processor import Request
     from ..loading import model_and_processor
 
     if batch_size < 1:
@@ -78,20 +79,19 @@ def evaluate_pictures(
         raise Phi4Error("this model is text-only; pictures and sound need Phi-4-multimodal")
     scores = [AnswerScore(item.id, item.question, list(item.answers)) for item in items]
     began = time.perf_counter()
-    for start in range(0, len(items), batch_size):
-        requests: list[tuple[AnswerScore, Request]] = []
-        for item, score in zip(items[start : start + batch_size], scores[start : start + batch_size], strict=True):
-            try:
-                requests.append((score, _request(processor, item, system)))
-            except Phi4Error as error:
-                score.error = str(error)
-        if requests:
-            answers = batch_generate(model, processor, [request for _, request in requests], max_tokens=max_tokens)
-            for (score, _), answer in zip(requests, answers, strict=True):
-                score.answer = answer.text.strip()
-                score.correct = _plain(score.answer) in map(_plain, score.accepted)
+    requests = [
+        (score, Request(item.question, list(item.images), list(item.audios), system))
+        for item, score in zip(items, scores, strict=True)
+    ]
+    answers = answer_each(model, processor, requests, rows=batch_size, max_tokens=max_tokens)
+    for done, (score, answer) in enumerate(answers, start=1):
+        if isinstance(answer, Exception):
+            score.error = str(answer)
+        else:
+            score.answer = answer.text.strip()
+            score.correct = _plain(score.answer) in map(_plain, score.accepted)
         if progress is not None:
-            progress(min(start + batch_size, len(items)), len(items))
+            progress(done, len(items))
     correct, answered = sum(score.correct for score in scores), sum(score.error is None for score in scores)
     return AnswerScores(
         accuracy=correct / answered if answered else None,
@@ -101,18 +101,6 @@ def evaluate_pictures(
         wall_seconds=round(time.perf_counter() - began, 3),
         items=scores,
     )
-
-
-def _request(processor: "Processor", item: QuestionItem, system: str | None) -> "Request":
-    """A request whose media are read and whose prompt fits them, so that a bad one does not end the whole batch."""
-    from ..audio.preprocess import prepare_clip
-    from ..inputs.processor import Request
-    from ..vision.preprocess import prepare_picture
-
-    images = [prepare_picture(path) for path in item.images]
-    request = Request(item.question, images, [prepare_clip(path) for path in item.audios], system)
-    processor.batch([request])
-    return request
 
 
 def _plain(answer: str) -> str:

@@ -13,7 +13,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from ..errors import Phi4Error
-from ..generation.generate import batch_generate
+from ..generation.pool import answer_each
 from ..inputs.processor import Request
 from ..inputs.tokenizer import END_OF_TEXT
 from ..loading import model_and_processor
@@ -138,17 +138,14 @@ class Phi4LM(TemplateLM):
     def generate_until(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[str]:
         """Answers, without the stop string that ended them."""
         asked = [self._request(index, *request.args) for index, request in enumerate(requests)]
-        # alike in length, so that little of a batch is padding
-        order = sorted(range(len(asked)), key=lambda index: len(asked[index].prompt), reverse=True)
         answers = [""] * len(asked)
         with tqdm(total=len(asked), disable=disable_tqdm, desc="Answers") as bar:
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
-                found = batch_generate(self._model, self._processor, [asked[row] for row in rows])
-                for row, answer in zip(rows, found, strict=True):
-                    answers[row] = answer.text
-                    self.cache_hook.add_partial("generate_until", requests[row].args, answer.text)
-                bar.update(len(rows))
+            for row, answer in answer_each(self._model, self._processor, enumerate(asked), rows=self.batch_size):
+                if isinstance(answer, Exception):
+                    raise answer
+                answers[row] = answer.text
+                self.cache_hook.add_partial("generate_until", requests[row].args, answer.text)
+                bar.update()
         return answers
 
     def _request(self, index: int, context: str, kwargs: dict) -> Request:

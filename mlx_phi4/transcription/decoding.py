@@ -1,10 +1,11 @@
-"""From pieces of recordings to texts: batches, and a second try at a higher temperature where an answer looks wrong.
+"""From pieces of recordings to texts: rows, and a second try at a higher temperature where an answer looks wrong.
 
 The guards are Whisper's (``whisper/transcribe.py``): text that repeats itself compresses too well, and a model that
 does not understand what it hears gives its own answer a low probability.
 """
 
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,8 @@ from .transcript import Segment
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..audio.preprocess import Clip
-    from ..generation.generate import GenerationResponse
-    from ..generation.media_cache import MediaCache
+    from ..generation.pool import AnswerPool
+    from ..generation.responses import GenerationResponse
     from ..inputs.processor import Processor
     from ..model import Phi4
 
@@ -80,63 +81,62 @@ class SegmentDecoder:
     def __call__(self, items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
         """Pairs (key, Heard) -> (key, Segment), in the same order; what is not ``Heard`` passes in its place.
 
-        Pieces are pulled as they are needed, one batch at a time. A batch of long pieces is smaller, so that it holds
-        no more sound than ``batch_size`` windows of the encoder.
+        A piece is pulled and begun as soon as a row is free, and so is the next attempt at a doubtful one: a piece that
+        goes on and on holds nobody up. Rows hold no more sound together than ``batch_size`` windows of the encoder.
         """
-        waiting: list[tuple[Any, Any]] = []
-        longest = count = 0
-        for key, item in items:
-            if isinstance(item, Heard):
-                if count and self._too_much(max(longest, item.seconds), count + 1):
-                    yield from self._decoded(waiting)
-                    waiting, longest, count = [], 0, 0
-                longest, count = max(longest, item.seconds), count + 1
-            waiting.append((key, item))
-            if count in (0, self._options.batch_size):
-                yield from self._decoded(waiting)
-                waiting, longest, count = [], 0, 0
-        yield from self._decoded(waiting)
+        from ..generation.pool import AnswerPool
 
-    def _too_much(self, longest: float, count: int) -> bool:
-        return longest * count > self._options.batch_size * LONGEST
+        waiting: deque[_Slot] = deque()  # in the order of the items, the answered ones too
+        source, given_back = iter(items), None
+        with AnswerPool(self._model, self._processor) as pool:
+            while True:
+                while len(pool) < self._options.batch_size:
+                    pair, given_back = given_back or next(source, None), None
+                    if pair is None:
+                        break
+                    if isinstance(pair[1], Heard) and self._too_much(waiting, pair[1]):
+                        given_back = pair
+                        break
+                    waiting.append(_Slot(*pair))
+                    if isinstance(pair[1], Heard):
+                        self._ask(pool, waiting[-1])
+                for slot, answer in pool.step() if len(pool) else ():
+                    self._judge(pool, slot, answer)
+                while waiting and waiting[0].result is not None:
+                    slot = waiting.popleft()
+                    yield slot.key, slot.result
+                if not waiting and not given_back and pair is None:
+                    return
 
-    def _decoded(self, items: list[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-        segments = iter(self.segments([item for _, item in items if isinstance(item, Heard)]))
-        for key, item in items:
-            yield key, next(segments) if isinstance(item, Heard) else item
+    def _too_much(self, waiting: "Iterable[_Slot]", piece: Heard) -> bool:
+        held = [slot.item.seconds for slot in waiting if slot.result is None]
+        return bool(held) and sum(held) + piece.seconds > self._options.batch_size * LONGEST
 
-    def segments(self, pieces: list[Heard]) -> list[Segment]:
-        """Decode one batch; the rows that fail a guard go through together again, a temperature higher."""
-        import mlx.core as mx
-
-        from ..generation.media_cache import MediaCache
-
-        media = MediaCache()  # so that an attempt more does not encode the sound again
-        attempts: list[list[Segment]] = [[] for _ in pieces]
-        left = list(range(len(pieces)))
-        for number, temperature in enumerate(self._options.temperatures):
-            if not left:
-                break
-            answers = self._answers([pieces[row] for row in left], temperature, number, media)
-            for row, answer in zip(left, answers, strict=True):
-                attempts[row].append(self._segment(pieces[row], answer, temperature))
-            left = [row for row in left if self._doubtful(attempts[row][-1])]
-        mx.clear_cache()  # batches differ in shape, so freed buffers would pile up over a long recording
-        return [self._best(tried) for tried in attempts]
-
-    def _answers(
-        self, pieces: list[Heard], temperature: float, number: int, media: "MediaCache"
-    ) -> "list[GenerationResponse]":
-        from ..generation.generate import batch_generate
+    def _ask(self, pool: "AnswerPool", slot: "_Slot") -> None:
+        """Begin the next attempt at a piece, a temperature higher than the last one."""
         from ..inputs.processor import Request
 
-        requests = [
-            Request(self._question.prompt, audios=[piece.clip], options={"max_tokens": self._limit(piece)})
-            for piece in pieces
-        ]
-        seed = self._options.seed + number
-        options = {"temperature": temperature, "seed": seed, "logprobs": 0, "media_cache": media}
-        return batch_generate(self._model, self._processor, requests, **options)
+        number = len(slot.attempts)
+        pool.ask(
+            slot,
+            Request(self._question.prompt, audios=[slot.item.clip]),
+            max_tokens=self._limit(slot.item),
+            temperature=self._options.temperatures[number],
+            seed=self._options.seed + number,
+            logprobs=0,
+            media_cache=slot.media,
+        )
+
+    def _judge(self, pool: "AnswerPool", slot: "_Slot", answer: "GenerationResponse") -> None:
+        """Keep an attempt, and try again where it fails a guard."""
+        if answer.error is not None:
+            raise answer.error
+        temperature = self._options.temperatures[len(slot.attempts)]
+        slot.attempts.append(self._segment(slot.item, answer, temperature))
+        if self._doubtful(slot.attempts[-1]) and len(slot.attempts) < len(self._options.temperatures):
+            self._ask(pool, slot)
+            return
+        slot.result, slot.media = self._best(slot.attempts), None
 
     def _limit(self, piece: Heard) -> int:
         """Most tokens of an answer."""
@@ -184,6 +184,18 @@ class SegmentDecoder:
         if not self._doubtful(tried[-1]):
             return tried[-1]
         return max(tried, key=lambda segment: ("repetition" not in segment.flags, segment.avg_logprob))
+
+
+class _Slot:
+    """An item's place in the order of results; ``media`` keeps a piece's embeddings from one attempt to the next."""
+
+    def __init__(self, key: Any, item: Any):
+        from ..generation.media_cache import MediaCache
+
+        self.key, self.item = key, item
+        self.result = None if isinstance(item, Heard) else item
+        self.attempts: list[Segment] = []
+        self.media: MediaCache | None = MediaCache()
 
 
 def compression_ratio(text: str) -> float:
