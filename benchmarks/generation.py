@@ -17,7 +17,7 @@ On a machine that does other work, too, ``--clock cpu`` counts CPU seconds of al
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter, process_time
 
@@ -25,12 +25,16 @@ import click
 import mlx.core as mx
 import numpy as np
 
-from mlx_phi4 import Inputs, Mode, Request, load
+from mlx_phi4 import Mode, Request, load
 from mlx_phi4.converter.convert import convert
-from mlx_phi4.decoder.state import DecodeState
+from mlx_phi4.decoder.kv_cache import KVCache
+from mlx_phi4.decoder.state import RowState, Run, Step
 from mlx_phi4.evaluation.speed import machine, weight_bytes
-from mlx_phi4.generation.batch import EngineOptions, Generation, RowOptions
-from mlx_phi4.generation.sampling import Sampling
+from mlx_phi4.generation.batch import Batch
+from mlx_phi4.generation.options import GenerationOptions
+from mlx_phi4.generation.sequence import Sequence
+from mlx_phi4.inputs.processor import Row
+from mlx_phi4.modalities import adapter_of
 from mlx_phi4.synthetic.published import Sizes
 from mlx_phi4.synthetic.random_checkpoint import write_random_checkpoint
 
@@ -56,17 +60,21 @@ class Ours:
 
     def run(self, ids: list[int], count: int) -> tuple[float, float]:
         """Seconds to the first of ``count`` tokens, and for each later one. One token more is made."""
-        inputs = Inputs(mx.array([ids], dtype=mx.int32), (0,), (Mode.TEXT,))
-        return _timed(Generation(self.model, inputs, [RowOptions(max_tokens=count + 1)]).steps, self.clock)
+        batch = Batch(self.model)
+        batch.admit(Sequence(Row(tuple(ids)), GenerationOptions(max_tokens=count + 1)))
+
+        def steps() -> Iterator[list]:
+            while batch.active:
+                yield batch.step()
+
+        return _timed(steps, self.clock)
 
     def layer(self, h: mx.array, mode: Mode = Mode.TEXT) -> float:
         """Seconds of one layer for h (1, L, D) at the start of a sequence."""
-        from mlx_lm.models.cache import KVCache
-
-        state = DecodeState((mode,), (0,), (False,), [KVCache()])
-        step = state.step(h.shape[1], self.model.model._rope, h.dtype)
+        state = RowState(adapter_of(mode), False, [KVCache()])
+        step = Step([Run(state, h.shape[1], h.shape[1])], self.model.model._rope, h.dtype)
         mx.eval(step.rotation)
-        return _evaluated(lambda: self.layers[0](h, step, state.cache[0]), self.clock)
+        return _evaluated(lambda: self.layers[0](h, step, step.caches(0)), self.clock)
 
     def prompt_layer(self, h: mx.array) -> float:
         """Seconds of one layer for a whole prompt."""
@@ -250,17 +258,16 @@ def measure_batch(work: Path) -> list[dict]:
     pixels = np.arange(90 * 90 * 3, dtype=np.uint8).reshape(90, 90, 3)
     media = [{}, {"images": [pixels]}, {"audios": [sound]}, {"images": [pixels], "audios": [sound]}]
     requests = [Request("Tell me of the sea. " * (1 + row), **media[row % 4]) for row in range(8)]
-    rows = [RowOptions(Sampling(temperature=1.5, seed=row), max_tokens=8 * (row + 1)) for row in range(8)]
-    stops = processor.tokenizer.stop_ids
-    generation = Generation(model, processor.batch(requests), rows, stops, EngineOptions())
-    lengths = [0] * len(rows)
-    for tokens in generation.steps():
-        for token in tokens:
-            lengths[token.row] += 1
-            if token.token in stops:
-                generation.retire(token.row)
+    options = [GenerationOptions(temperature=1.5, seed=row, max_tokens=8 * (row + 1)) for row in range(8)]
+    rows = [processor.row(request) for request in requests]
+    sequences = [Sequence(row, each, processor.tokenizer) for row, each in zip(rows, options, strict=True)]
+    batch = Batch(model)
+    for sequence in sequences:
+        batch.admit(sequence)
+    while batch.active:
+        batch.step()
     shutil.rmtree(folder)
-    steps, longest = generation.decoder_steps, max(lengths) - 1  # the prefill gives the first token
+    steps, longest = batch.steps - 1, max(len(each.tokens) for each in sequences) - 1  # the prefill gives the first
     return [{
         "what": "batch of 8 mixed rows over its longest row", "figure": "decoder steps",
         "ours": steps, "peer": longest, "ratio": (steps / longest,) * 3,

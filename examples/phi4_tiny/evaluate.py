@@ -13,15 +13,15 @@ import json
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from unittest.mock import patch
 
 import jiwer
 
 from mlx_phi4 import MediaCache, Mode, Request, batch_generate, convert, load
-from mlx_phi4.decoder.adapters import ROUTES, RoutedLinear
+from mlx_phi4.decoder.adapters import RoutedLinear
+from mlx_phi4.modalities import BASE, adapter_of
 
 MODES = {"text": Mode.TEXT, "pictures": Mode.VISION, "speech": Mode.SPEECH, "joint": Mode.VISION_SPEECH}
-ADAPTERS = {"none": None, "vision": "vision", "speech": "speech"}
+ADAPTERS = {"none": BASE, "vision": "vision", "speech": "speech"}
 BATCH, MOST = 8, 40  # requests at once, tokens of an answer
 
 
@@ -35,14 +35,15 @@ def read_items(folder, abilities, count):
     return found
 
 
-def answers(model, processor, folder, items, cache):
-    """(text, token ids without the end) of each item, greedily."""
+def answers(model, processor, folder, items, cache, adapter=None):
+    """(text, token ids without the end) of each item, greedily, with its mode's adapter or another one."""
     found = []
     for start in range(0, len(items), BATCH):
         requests = [
             Request(
                 item["prompt"],
                 *([str(Path(folder) / item[kind])] if item[kind] else None for kind in ("picture", "audio")),
+                adapter=adapter,
             )
             for item in items[start : start + BATCH]
         ]
@@ -90,13 +91,12 @@ def evaluate(options):
         reference = {(row["ability"], row["index"]): row["ids"] for row in rows}
     every = read_items(options.items, options.abilities, options.count)
     for ability, items in every.items():
-        adapter, projector = ROUTES[MODES[ability]]
+        adapter = adapter_of(MODES[ability]) or BASE
         for name in ("right", *options.adapters):
             chosen = adapter if name == "right" else ADAPTERS[name]
             if name != "right" and chosen == adapter:
                 continue
-            with patch.dict(ROUTES, {MODES[ability]: (chosen, projector)}):
-                rows = answers(model, processor, options.items, items, cache)
+            rows = answers(model, processor, options.items, items, cache, chosen)
             result = score(rows, items)
             line = f"{ability:9} {name:7} exact {result['exact']:.1%}  word errors {result['wer']:.1%}  of {len(items)}"
             if reference and name == "right":

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from ..errors import Phi4Error, PromptError
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
-    from ..decoder.adapters import Mode
     from ..generation.media_cache import MediaCache
     from ..inputs.processor import Inputs, Processor
     from ..model import Phi4
@@ -19,6 +18,7 @@ SEED = 0  # of the random prompts
 QUESTION = 16  # tokens of the second question
 PICTURE = (900, 1340)  # rows, columns: 3 x 2 crops of 448 and the global view
 SECONDS = 10  # of the tone
+OPTIONS = {"prefill_step_size", "rope", "kv_bits", "kv_group_size", "quantized_kv_start", "max_kv_size"}
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,12 @@ def benchmark(
     Raises:
         Phi4Error: a bad value, or a mode that the model does not have.
     """
-    from ..generation.responses import KV_OPTIONS, split_options
+    from ..generation.options import make_options
 
-    unknown = options.keys() - KV_OPTIONS.keys() - {"prefill_step_size", "rope"}
-    if unknown:
+    if unknown := options.keys() - OPTIONS:
         raise TypeError(f"unknown option {min(unknown)!r}")
-    _, _, engine = split_options(options, [{}])
-    engine.kv.check(processor.config.decoder.head_dim, 1)
+    engine = make_options(options)
+    engine.kv.check(processor.config.decoder.head_dim)
     modes = _modes(mode, processor.config.multimodal, image, audio)
     for name, value, least in (
         ("prompt_tokens", prompt_tokens, 1),
@@ -106,16 +105,16 @@ def benchmark(
     return [_summary(repeats) for repeats in found.values()]
 
 
-def weight_bytes(model: "Phi4", mode: "Mode | str") -> tuple[int, int]:
+def weight_bytes(model: "Phi4", mode: str) -> tuple[int, int]:
     """Bytes that the decoder reads for one token, counted from its arrays: (base, adapter of this mode).
 
     The embedding counts once where the head is tied to it; where it is not, one row of it is too little to count.
     """
     from mlx.utils import tree_flatten
 
-    from ..decoder.adapters import ROUTES, Mode
+    from ..modalities import adapter_of
 
-    adapter = ROUTES[Mode(mode)][0]
+    adapter = adapter_of(mode)
     head = model.lm_head if "lm_head" in model else model.model.embed_tokens
     base = sum(array.nbytes for part in (head, model.model.norm) for _, array in tree_flatten(part.parameters()))
     added = 0
@@ -225,7 +224,7 @@ class _Run:
         second, _, _ = self._generate(follow_up, media, cache)
         base, adapter = weight_bytes(self.model, inputs.modes[0])
         return Measured(
-            mode=inputs.modes[0].value,
+            mode=inputs.modes[0],
             prompt_tokens=inputs.lengths[0],
             generation_tokens=self.count,
             prompt_tps=inputs.lengths[0] / (first - encoded),
@@ -258,20 +257,21 @@ class _Run:
 
     def _encode(self, inputs: "Inputs", cache: "MediaCache") -> None:
         for media in inputs.media:
-            self.model.embed_media(media.item, inputs.modes[0], cache)  # the cache evaluates what it keeps
+            cache.embed(self.model, media.item, inputs.modes[0])
 
     def _generate(self, inputs: "Inputs", media, cache) -> tuple[float, float, list[int]]:
         """(time of the first token, time of the last, tokens)."""
         from dataclasses import replace
 
-        from ..generation.batch import Generation, RowOptions
+        from ..generation.batch import Batch
+        from ..generation.sequence import Sequence
 
-        options = replace(self.options, media_cache=media, prompt_cache=cache)
-        tokens, first = [], None
-        for (token,) in Generation(self.model, inputs, [RowOptions(max_tokens=self.count)], options=options).steps():
-            first = first or perf_counter()
-            tokens.append(token.token)
-        return first, perf_counter(), tokens
+        options = replace(self.options, media_cache=media, prompt_cache=cache, max_tokens=self.count)
+        sequence, batch = Sequence(inputs.rows[0], options), Batch(self.model)
+        batch.admit(sequence)
+        while batch.active:
+            batch.step()
+        return sequence.first_token_at, sequence.last_token_at, sequence.tokens
 
     def _random(self, count: int, seed: int) -> list[int]:
         import numpy as np

@@ -114,16 +114,16 @@ class Chat:
 
 def _check(processor: "Processor", options: dict) -> None:
     """Refuse options at the start of a chat, not in its first answer."""
-    from .responses import split_options
+    from .options import make_options
     from .text import AnswerText
 
-    (row,), (stop,), engine = split_options(options, [{}])
-    AnswerText(processor.tokenizer, stop)
+    chosen = make_options(options)
+    AnswerText(processor.tokenizer, chosen.stop)
     decoder = processor.config.decoder
-    engine.kv.check(decoder.head_dim, 1)
-    if not 1 <= row.max_tokens < decoder.max_position_embeddings:
+    chosen.kv.check(decoder.head_dim)
+    if chosen.max_tokens >= decoder.max_position_embeddings:
         raise Phi4Error(
-            f"max_tokens is {row.max_tokens}, expected at least 1 and less than the context of "
+            f"max_tokens is {chosen.max_tokens}, expected at least 1 and less than the context of "
             f"{decoder.max_position_embeddings}"
         )
 

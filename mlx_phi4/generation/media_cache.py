@@ -6,6 +6,9 @@ from collections import OrderedDict
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..modalities import Medium, projector_of
+from ..model import Phi4
+
 DEFAULT_BYTES = 256_000_000  # at full width in bfloat16: 4 pictures of 37 views, or 70 of two
 
 
@@ -37,6 +40,15 @@ class MediaCache:
         if key in self._held:
             self._held.move_to_end(key)
         return self._held.get(key)
+
+    def embed(self, model: Phi4, item: Medium, mode: str) -> mx.array:
+        """The embeddings (tokens, D) of a medium in a request of this mode, computed if they are not here yet."""
+        key = item.key, projector_of(item, mode)
+        features = self.get(model, key)
+        if features is None:
+            features = model.embed_medium(item, mode)
+            self.put(key, features)
+        return features
 
     def put(self, key: tuple[str, str], features: mx.array) -> None:
         """Keep embeddings, which are computed here and now so that nothing else stays alive with them."""

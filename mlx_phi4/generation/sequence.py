@@ -11,7 +11,6 @@ from ..decoder.state import RowState, Run
 from ..errors import Phi4Error, PromptError
 from ..inputs.processor import Row
 from ..inputs.tokenizer import Tokenizer
-from ..modalities import projector_of
 from ..model import Phi4
 from .constraints import Constraint
 from .options import GenerationOptions
@@ -176,13 +175,9 @@ class Sequence:
         for first, item in self.row.media:
             if first in self._features or first + item.tokens <= start or first >= stop:
                 continue
-            key = item.key, projector_of(item, self.row.mode)
-            features = seen.get(model, key) if seen is not None else None
-            if features is None:
-                features = model.embed_medium(item, self.row.mode)
-                mx.eval(features)  # here, so that a medium that fails is this row's own
-                if seen is not None:
-                    seen.put(key, features)
+            mode = self.row.mode
+            features = model.embed_medium(item, mode) if seen is None else seen.embed(model, item, mode)
+            mx.eval(features)  # here, so that a medium that fails is this row's own
             self._features[first] = features
 
     def prefilled(self) -> None:
