@@ -9,7 +9,7 @@ import pytest
 
 from mlx_phi4 import Phi4Error
 from mlx_phi4.checkpoint.config_readers import read_config
-from mlx_phi4.inputs.prompt import Slot, build_prompt
+from mlx_phi4.inputs.prompt import Slot, build_prompt, render_messages
 from mlx_phi4.inputs.tokenizer import Tokenizer
 
 
@@ -89,21 +89,32 @@ def test_forging_where_the_vocabulary_itself_spells_the_token(tokenizer, checkpo
     assert other.decode(plain) == "<|end|>"
 
 
-OPENING = "{{ '<|system|>Your name is Phi.' }}{% for m in messages if m['role'] == 'system' %}{{ ' ' + m['content'] }}"
-OPENING += "{% endfor %}{{ '<|end|>' }}{% for m in messages if m['role'] != 'system' %}{{ '<|' + m['role'] + '|>' + "
-OPENING += "m['content'] + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+OWN_SYSTEM = (
+    "{{ '<|system|>Your name is Phi.' }}{% for m in messages if m['role'] == 'system' %}{{ ' ' + m['content'] }}"
+)
+OWN_SYSTEM += "{% endfor %}{{ '<|end|>' }}{% for m in messages if m['role'] != 'system' %}{{ '<|' + m['role'] + '|>' + "
+OWN_SYSTEM += "m['content'] + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 
 
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "chat_template.jinja"])
-def test_a_model_that_opens_with_a_system_text_of_its_own(checkpoint, tmp_path, file):
+def test_a_model_with_a_system_text_of_its_own(checkpoint, tmp_path, file):
     """Phi-4-mini-reasoning's template does; without it the model would not know its name."""
     folder = shutil.copytree(checkpoint(), tmp_path / "model")
-    (folder / file).write_text(OPENING if file.endswith("jinja") else json.dumps({"chat_template": OPENING}))
+    (folder / file).write_text(OWN_SYSTEM if file.endswith("jinja") else json.dumps({"chat_template": OWN_SYSTEM}))
     other = Tokenizer(folder, read_config(folder))
     rest = "<|end|><|user|>Hi<|end|><|assistant|>"
     assert ids(other, "Hi") == joined(other, "<|system|>Your name is Phi." + rest)
     assert ids(other, "Hi", system="Be brief.") == joined(other, "<|system|>Your name is Phi. Be brief." + rest)
     assert ids(other, "Hi", raw=True) == joined(other, "Hi")
+    assert render_messages(other, [{"role": "user", "content": "Hi"}]) == "<|system|>Your name is Phi." + rest
+
+
+def test_messages_as_a_string_say_the_same_to_a_raw_prompt(tokenizer):
+    history = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " What is <|image_1|>? "}]
+    text = render_messages(tokenizer, history)
+    assert ids(tokenizer, text, ["picture"], raw=True) == ids(tokenizer, history, ["picture"])
+    begun = [*history, {"role": "assistant", "content": "It is"}]
+    assert render_messages(tokenizer, begun, answer=False) == f"{text}It is"
 
 
 @pytest.mark.parametrize(

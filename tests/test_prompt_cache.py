@@ -173,7 +173,7 @@ def test_cache_files_of_others_are_refused(loaded, tmp_path, monkeypatch):
     with pytest.raises(Phi4Error, match="not a prompt-cache file"):
         PromptCache.load(tmp_path / "x.safetensors", model)
     with monkeypatch.context() as patch:
-        patch.setattr("mlx_phi4.generation.prompt_cache.FORMAT", "of another time")
+        patch.setattr("mlx_phi4.generation.prompt_cache.FILE_FORMAT", "of another time")
         with pytest.raises(Phi4Error, match="this version"):
             PromptCache.load(path, model)
     (tmp_path / "junk.safetensors").write_bytes(b"junk")

@@ -105,9 +105,9 @@ class Generation:
         """
         try:
             logits = self._prefill()
-            sound = mx.isfinite(logits).all()
+            finite = mx.isfinite(logits).all()
             sampled = sample(self.samplers, logits, 0)
-            mx.async_eval(sampled.tokens, sound)
+            mx.async_eval(sampled.tokens, finite)
             count, rows = 1, list(self.active)
             while rows:
                 on = [i for i, row in enumerate(rows) if self.limits[row] > count]
@@ -118,7 +118,7 @@ class Generation:
                     ready = sampled if len(on) == len(rows) else sampled.rows(on)
                     following = sample([self.samplers[row] for row in going], self._advance(ready.tokens), count)
                     mx.async_eval(following.tokens)
-                if count == 1 and not sound.item():
+                if count == 1 and not finite.item():
                     raise Phi4Error("the model gives NaN or infinite numbers: its weights are damaged")
                 yield _row_tokens(rows, sampled, self.samplers)
                 live = [i for i, row in enumerate(going) if row not in self._retired]

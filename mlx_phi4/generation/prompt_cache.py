@@ -15,7 +15,7 @@ from ..inputs.processor import Inputs
 from ..model import Phi4, projector_of
 from .media_cache import MediaCache
 
-FORMAT = "mlx_phi4 prompt cache 1"
+FILE_FORMAT = "mlx_phi4 prompt cache 1"
 
 Mark = tuple[int, str, str]  # where a picture or clip starts, its content's digest, its projector
 
@@ -84,7 +84,7 @@ class PromptCache:
             raise Phi4Error("there is nothing in the prompt cache to save")
         mode = self.state.modes[0]
         metadata = {
-            "format": FORMAT,
+            "format": FILE_FORMAT,
             "model": fingerprint(model, mode),
             "mode": mode.value,
             "long": json.dumps(self.state.long[0]),
@@ -112,7 +112,7 @@ class PromptCache:
             cache, known = load_prompt_cache(str(path), return_metadata=True)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise Phi4Error(f"{path}: is not a prompt-cache file: {error}") from None
-        if not isinstance(known, dict) or known.get("format") != FORMAT:
+        if not isinstance(known, dict) or known.get("format") != FILE_FORMAT:
             raise Phi4Error(f"{path}: is not a prompt cache of this version")
         mode = Mode(known["mode"])
         if known["model"] != fingerprint(model, mode):

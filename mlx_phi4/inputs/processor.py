@@ -123,8 +123,8 @@ class Processor:
             system=request.system,
             raw=request.raw,
         )
-        if (prompt.images or prompt.audios) and not self.config.multimodal:
-            raise PromptError("this model is text-only; pictures and sound need Phi-4-multimodal")
+        if prompt.images or prompt.audios:
+            self.config.check_multimodal()
         prepared = {
             "image": iter([prepare_picture(source) for source in prompt.images]),
             "audio": iter([prepare_clip(source) for source in prompt.audios]),

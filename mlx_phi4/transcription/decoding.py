@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..config import WINDOW_SECONDS
 from ..errors import Phi4Error
 from .tasks import Question, split_answer
 from .transcript import Segment
@@ -21,7 +22,6 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..model import Phi4
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-LONGEST = 40.0  # seconds, the encoder's own window
 TOKENS_PER_SECOND = 12  # fast speech has 5 to 7; a loop is cut off before it costs much
 SPARE_TOKENS = 32
 ANSWER_TOKENS = 1024  # of an answer to a whole recording
@@ -56,7 +56,7 @@ class DecodingOptions:
 
 
 @dataclass(frozen=True)
-class Heard:
+class AudioChunk:
     """A piece of a recording, ready for the model: seconds in the recording, and log-mel features."""
 
     start: float
@@ -72,13 +72,12 @@ class SegmentDecoder:
     """Turns a stream of pieces, of one recording or of many, into segments."""
 
     def __init__(self, model: "Phi4", processor: "Processor", question: Question, options: DecodingOptions):
-        if not processor.config.multimodal:
-            raise Phi4Error("this model is text-only; recordings need Phi-4-multimodal")
+        processor.config.check_multimodal()
         self._model, self._processor = model, processor
         self._question, self._options = question, options
 
     def __call__(self, items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-        """Pairs (key, Heard) -> (key, Segment), in the same order; what is not ``Heard`` passes in its place.
+        """Pairs (key, AudioChunk) -> (key, Segment), in the same order; what is not ``AudioChunk`` passes in its place.
 
         Pieces are pulled as they are needed, one batch at a time. A batch of long pieces is smaller, so that it holds
         no more sound than ``batch_size`` windows of the encoder.
@@ -86,7 +85,7 @@ class SegmentDecoder:
         waiting: list[tuple[Any, Any]] = []
         longest = count = 0
         for key, item in items:
-            if isinstance(item, Heard):
+            if isinstance(item, AudioChunk):
                 if count and self._too_much(max(longest, item.seconds), count + 1):
                     yield from self._decoded(waiting)
                     waiting, longest, count = [], 0, 0
@@ -98,14 +97,14 @@ class SegmentDecoder:
         yield from self._decoded(waiting)
 
     def _too_much(self, longest: float, count: int) -> bool:
-        return longest * count > self._options.batch_size * LONGEST
+        return longest * count > self._options.batch_size * WINDOW_SECONDS
 
     def _decoded(self, items: list[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-        segments = iter(self.segments([item for _, item in items if isinstance(item, Heard)]))
+        segments = iter(self.segments([item for _, item in items if isinstance(item, AudioChunk)]))
         for key, item in items:
-            yield key, next(segments) if isinstance(item, Heard) else item
+            yield key, next(segments) if isinstance(item, AudioChunk) else item
 
-    def segments(self, pieces: list[Heard]) -> list[Segment]:
+    def segments(self, pieces: list[AudioChunk]) -> list[Segment]:
         """Decode one batch; the rows that fail a guard go through together again, a temperature higher."""
         import mlx.core as mx
 
@@ -125,7 +124,7 @@ class SegmentDecoder:
         return [self._best(tried) for tried in attempts]
 
     def _answers(
-        self, pieces: list[Heard], temperature: float, number: int, media: "MediaCache"
+        self, pieces: list[AudioChunk], temperature: float, number: int, media: "MediaCache"
     ) -> "list[GenerationResponse]":
         from ..generation.generate import batch_generate
         from ..inputs.processor import Request
@@ -138,7 +137,7 @@ class SegmentDecoder:
         options = {"temperature": temperature, "seed": seed, "logprobs": 0, "media_cache": media}
         return batch_generate(self._model, self._processor, requests, **options)
 
-    def _limit(self, piece: Heard) -> int:
+    def _limit(self, piece: AudioChunk) -> int:
         """Most tokens of an answer."""
         if self._options.max_tokens is not None:
             return self._options.max_tokens
@@ -146,7 +145,7 @@ class SegmentDecoder:
             return ANSWER_TOKENS
         return (SPARE_TOKENS + int(TOKENS_PER_SECOND * piece.seconds)) * (2 if self._question.two_parts else 1)
 
-    def _segment(self, piece: Heard, answer: "GenerationResponse", temperature: float) -> Segment:
+    def _segment(self, piece: AudioChunk, answer: "GenerationResponse", temperature: float) -> Segment:
         """An answer with all doubts about it."""
         options, text, translation, flags = self._options, answer.text.strip(), None, []
         ratio = compression_ratio(text)
