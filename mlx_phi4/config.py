@@ -7,12 +7,13 @@ files.
 import math
 from dataclasses import dataclass, field, fields
 
-from .errors import ConfigError
+from .errors import ConfigError, PromptError
 
 CROP_SIZE = 448  # pixels, side of a view
 PATCH_SIZE = 14  # pixels, side of a patch
 MEL_BINS = 80
-TIME_REDUCTION = 8  # mel frames per encoder frame: three convolutions of stride 2
+TIME_REDUCTION = 8  # mel frames (of 10 ms) per encoder frame: three convolutions of stride 2
+WINDOW_SECONDS = 40.0  # that the audio encoder sees at once: longer clips are cut into windows
 OWN_SECTION = "mlx_phi4"  # marks a multimodal folder that this package wrote
 
 
@@ -142,6 +143,11 @@ class Config:
     @property
     def multimodal(self) -> bool:
         return self.vision is not None
+
+    def check_multimodal(self) -> None:
+        """Raises PromptError for a model that takes neither pictures nor recordings."""
+        if not self.multimodal:
+            raise PromptError("this model is text-only; pictures and recordings need Phi-4-multimodal")
 
 
 def _check_numbers(what: str, config) -> None:

@@ -21,7 +21,6 @@ from .vision.encoder import VisionEncoder
 from .vision.preprocess import Picture, prepare_picture
 from .vision.projector import VisionProjector
 
-TEXT = "text"  # the mode of a request without media
 BASE = "base"  # names no adapter, where a request names its own
 
 
@@ -154,12 +153,12 @@ def register(modality: Modality) -> None:
 def mode_of(kinds: Iterable[str]) -> str:
     """The mode of a request that holds media of these kinds: labels in the table's order, ``text`` for none."""
     held = set(kinds)
-    return "-".join(each.label for kind, each in MODALITIES.items() if kind in held) or TEXT
+    return "-".join(each.label for kind, each in MODALITIES.items() if kind in held) or Mode.TEXT.value
 
 
 def adapter_of(mode: str) -> str | None:
     """The adapter that rows of this mode pass unless they name their own: that of the first modality that has one."""
-    labels = [] if mode == TEXT else str(mode).split("-")
+    labels = [] if mode == Mode.TEXT else str(mode).split("-")
     known = {each.label: each.adapter for each in MODALITIES.values()}
     if unknown := [label for label in labels if label not in known]:
         raise Phi4Error(f"mode is {str(mode)!r}: there is no modality {unknown[0]!r}")

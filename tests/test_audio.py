@@ -8,7 +8,7 @@ import soundfile
 from cases import clip
 
 from mlx_phi4 import Phi4Error
-from mlx_phi4.audio.preprocess import BLOCK, log_mel, prepare_clip, read_audio
+from mlx_phi4.audio.preprocess import BLOCK_FRAMES, log_mel, prepare_clip, read_audio
 
 
 def encoded(samples, rate, **options):
@@ -87,7 +87,7 @@ def test_features_of_a_part_are_the_features_of_the_whole():
     """Bit for bit at whole blocks, so that a reader of blocks gets what a reader of the whole file gets."""
     samples = clip(25.0)
     whole = log_mel(samples)
-    first = BLOCK
+    first = BLOCK_FRAMES
     part = log_mel(samples[160 * first : 160 * first + 400 + 160 * 299])
     assert np.array_equal(part, whole[first : first + 300])
 

@@ -232,7 +232,7 @@ def test_long_recordings_are_transcribed_in_pieces(recordings, loaded, monkeypat
         asked.append(source.name)
         return Transcript([Segment(0, 0.5, "two"), Segment(0.5, 1, "words")], 1.0)
 
-    monkeypatch.setattr("mlx_phi4.transcription.decoding.LONGEST", 0.8)
+    monkeypatch.setattr("mlx_phi4.evaluation.speech.WINDOW_SECONDS", 0.8)
     monkeypatch.setattr("mlx_phi4.transcription.transcribe.transcribe", transcribe)
     model, processor = loaded()
     scores = evaluate_asr(recordings, model, processor=processor)

@@ -9,7 +9,7 @@ import pytest
 
 from mlx_phi4 import Phi4Error
 from mlx_phi4.checkpoint.config_readers import read_config
-from mlx_phi4.inputs.prompt import Slot, build_prompt
+from mlx_phi4.inputs.prompt import Slot, build_prompt, render_messages
 from mlx_phi4.inputs.tokenizer import Tokenizer
 
 
@@ -21,7 +21,7 @@ def tokenizer(checkpoint):
 
 def ids(tokenizer, prompt, images=(), audios=(), **options):
     """Ids with "image" and "audio" where slots are."""
-    parts = build_prompt(tokenizer, prompt, list(images), list(audios), **options).parts
+    parts = build_prompt(tokenizer, prompt, {"image": list(images), "audio": list(audios)}, **options).parts
     return [part.kind if isinstance(part, Slot) else part for part in parts]
 
 
@@ -89,21 +89,32 @@ def test_forging_where_the_vocabulary_itself_spells_the_token(tokenizer, checkpo
     assert other.decode(plain) == "<|end|>"
 
 
-OPENING = "{{ '<|system|>Your name is Phi.' }}{% for m in messages if m['role'] == 'system' %}{{ ' ' + m['content'] }}"
-OPENING += "{% endfor %}{{ '<|end|>' }}{% for m in messages if m['role'] != 'system' %}{{ '<|' + m['role'] + '|>' + "
-OPENING += "m['content'] + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+OWN_SYSTEM = (
+    "{{ '<|system|>Your name is Phi.' }}{% for m in messages if m['role'] == 'system' %}{{ ' ' + m['content'] }}"
+)
+OWN_SYSTEM += "{% endfor %}{{ '<|end|>' }}{% for m in messages if m['role'] != 'system' %}{{ '<|' + m['role'] + '|>' + "
+OWN_SYSTEM += "m['content'] + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 
 
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "chat_template.jinja"])
-def test_a_model_that_opens_with_a_system_text_of_its_own(checkpoint, tmp_path, file):
+def test_a_model_with_a_system_text_of_its_own(checkpoint, tmp_path, file):
     """Phi-4-mini-reasoning's template does; without it the model would not know its name."""
     folder = shutil.copytree(checkpoint(), tmp_path / "model")
-    (folder / file).write_text(OPENING if file.endswith("jinja") else json.dumps({"chat_template": OPENING}))
+    (folder / file).write_text(OWN_SYSTEM if file.endswith("jinja") else json.dumps({"chat_template": OWN_SYSTEM}))
     other = Tokenizer(folder, read_config(folder))
     rest = "<|end|><|user|>Hi<|end|><|assistant|>"
     assert ids(other, "Hi") == joined(other, "<|system|>Your name is Phi." + rest)
     assert ids(other, "Hi", system="Be brief.") == joined(other, "<|system|>Your name is Phi. Be brief." + rest)
     assert ids(other, "Hi", raw=True) == joined(other, "Hi")
+    assert render_messages(other, [{"role": "user", "content": "Hi"}]) == "<|system|>Your name is Phi." + rest
+
+
+def test_messages_as_a_string_say_the_same_to_a_raw_prompt(tokenizer):
+    history = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " What is <|image_1|>? "}]
+    text = render_messages(tokenizer, history)
+    assert ids(tokenizer, text, ["picture"], raw=True) == ids(tokenizer, history, ["picture"])
+    begun = [*history, {"role": "assistant", "content": "It is"}]
+    assert render_messages(tokenizer, begun, answer=False) == f"{text}It is"
 
 
 @pytest.mark.parametrize(
@@ -126,13 +137,13 @@ def test_placeholders_where_they_stand(tokenizer):
     expected = joined(
         tokenizer, "<|user|>See <|endoftext10|> then <|endoftext10|> and hear <|endoftext11|>!<|end|><|assistant|>"
     )
-    kinds = {tokenizer.image_token.id: "image", tokenizer.audio_token.id: "audio"}
+    kinds = {token.id: kind for kind, token in tokenizer.placeholders.items()}
     assert got == [kinds.get(id, id) for id in expected]
 
 
 def test_media_are_matched_in_order_of_appearance(tokenizer):
-    prompt = build_prompt(tokenizer, "<|image_2|> <|image_1|>", ["first", "second"], [])
-    assert prompt.images == ["first", "second"]
+    prompt = build_prompt(tokenizer, "<|image_2|> <|image_1|>", {"image": ["first", "second"]})
+    assert prompt.media["image"] == ["first", "second"]
 
 
 def test_without_placeholders_media_go_in_front(tokenizer):
@@ -172,7 +183,7 @@ def test_raw_counts_the_placeholder_tokens_too(tokenizer):
 )
 def test_placeholders_and_media_must_match(tokenizer, prompt, images, audios, raw):
     with pytest.raises(Phi4Error, match="placeholder"):
-        build_prompt(tokenizer, prompt, images, audios, raw=raw)
+        build_prompt(tokenizer, prompt, {"image": images, "audio": audios}, raw=raw)
 
 
 def test_content_parts_bring_media(tokenizer):
@@ -186,9 +197,13 @@ def test_content_parts_bring_media(tokenizer):
         {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},
         {"type": "audio_url", "audio_url": {"url": "file:///media/a%20b.wav"}},
     ]
-    prompt = build_prompt(tokenizer, [{"role": "user", "content": content}], [], [])
-    assert prompt.images[0] == b"bytes" and prompt.images[1] is picture and prompt.images[2] == "file.png"
-    assert prompt.audios == [b"bytes", "/media/a b.wav"]
+    prompt = build_prompt(tokenizer, [{"role": "user", "content": content}], {})
+    assert (
+        prompt.media["image"][0] == b"bytes"
+        and prompt.media["image"][1] is picture
+        and prompt.media["image"][2] == "file.png"
+    )
+    assert prompt.media["audio"] == [b"bytes", "/media/a b.wav"]
     assert [p.kind for p in prompt.parts if isinstance(p, Slot)] == ["image"] * 3 + ["audio"] * 2
 
 
@@ -222,7 +237,9 @@ BAD = {
 def test_bad_prompts(tokenizer, name):
     prompt, options, message = BAD[name]
     with pytest.raises(Phi4Error, match=message):
-        build_prompt(tokenizer, prompt, options.pop("images", []), options.pop("audios", []), **options)
+        build_prompt(
+            tokenizer, prompt, {"image": options.pop("images", []), "audio": options.pop("audios", [])}, **options
+        )
 
 
 def test_streamed_pieces_join_to_the_whole(tokenizer):

@@ -17,9 +17,8 @@ import soundfile
 import soxr
 
 from mlx_phi4 import Phi4Error
-from mlx_phi4.audio.preprocess import BLOCK as FRAMES
-from mlx_phi4.audio.preprocess import feature_blocks, log_mel, read_audio
-from mlx_phi4.audio.reader import BLOCK, MEDIA_SUFFIXES, open_recording
+from mlx_phi4.audio.preprocess import BLOCK_FRAMES, feature_blocks, log_mel, read_audio
+from mlx_phi4.audio.reader import BLOCK_SAMPLES, MEDIA_SUFFIXES, open_recording
 
 RATE = 44_100  # Hz
 # soundfile's arguments; the first are stored without loss, the last three compressed with loss
@@ -67,8 +66,8 @@ def test_blocks_have_one_length_and_are_the_whole(kind):
     with open_recording(data) as recording:
         assert recording.rate == 16_000 and recording.duration == pytest.approx(5.0, abs=0.02)
         blocks = list(recording.blocks())
-        assert all(len(block) == BLOCK and block.dtype == np.float32 for block in blocks[:-1])
-        assert 0 < len(blocks[-1]) <= BLOCK and sum(map(len, blocks)) / 16_000 == pytest.approx(5.0, abs=0.02)
+        assert all(len(block) == BLOCK_SAMPLES and block.dtype == np.float32 for block in blocks[:-1])
+        assert 0 < len(blocks[-1]) <= BLOCK_SAMPLES and sum(map(len, blocks)) / 16_000 == pytest.approx(5.0, abs=0.02)
         again = np.concatenate(list(recording.blocks()))
     decoded = soundfile.read(io.BytesIO(data), dtype="float32")[0]
     # read at once and resampled at once; soundfile's own reading in blocks would change mp3
@@ -96,10 +95,10 @@ def test_samples_do_not_depend_on_how_they_are_stored(tmp_path, rate, channels):
 def test_features_of_blocks_are_those_of_the_whole(rate, extra):
     """Bit for bit, around a whole number of blocks of frames, where one more or one less is made."""
     hop = min(rate, 16_000) // 100
-    samples = sound((2 * FRAMES * hop + extra) / min(rate, 16_000), rate)
+    samples = sound((2 * BLOCK_FRAMES * hop + extra) / min(rate, 16_000), rate)
     with open_recording((samples, rate)) as recording:
         blocks = list(feature_blocks(recording))
-    assert all(len(block) == FRAMES for block in blocks[:-1])
+    assert all(len(block) == BLOCK_FRAMES for block in blocks[:-1])
     whole, found, _ = read_audio((samples, rate))
     assert np.array_equal(np.concatenate(blocks), log_mel(whole, found))
     assert len(log_mel(whole, found)) == (len(whole) - 400 * found // 16_000) // hop + 1

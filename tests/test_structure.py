@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mlx_phi4"
 FILES = sorted(PACKAGE.rglob("*.py"))
-LONGEST = 300  # lines of a module
-TOP = 14  # modules at the top level
+MOST_LINES = 300  # lines of a module
+MOST_AT_TOP = 14  # modules at the top level
 
 
 def module(path: Path) -> str:
@@ -89,8 +89,31 @@ def test_imports_are_statements_that_tools_can_read():
 
 
 def test_modules_are_short_and_the_top_level_is_small():
-    assert {str(path): n for path in FILES if (n := len(path.read_text(encoding="utf-8").splitlines())) > LONGEST} == {}
-    assert len(list(PACKAGE.glob("*.py"))) <= TOP
+    assert {
+        str(path): n for path in FILES if (n := len(path.read_text(encoding="utf-8").splitlines())) > MOST_LINES
+    } == {}
+    assert len(list(PACKAGE.glob("*.py"))) <= MOST_AT_TOP
+
+
+def constants(path: Path) -> Iterator[tuple[str, str]]:
+    """Names and values of a module's constants, values as they are spelled."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.Assign):
+            continue
+        for target in node.targets:
+            several = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
+            pairs = zip(target.elts, node.value.elts, strict=True) if several else [(target, node.value)]
+            yield from (
+                (name.id, ast.unparse(value)) for name, value in pairs if name.id.isupper() and name.id[0] != "_"
+            )
+
+
+def test_a_constant_means_the_same_wherever_its_name_is_used():
+    known: dict[str, tuple[str, Path]] = {}
+    for path in FILES:
+        for name, value in constants(path):
+            before, there = known.setdefault(name, (value, path))
+            assert value == before, f"{name} is {before} in {there} and {value} in {path}"
 
 
 def mapped() -> set[str]:

@@ -21,7 +21,7 @@ from mlx_phi4.errors import MediaError, Phi4Error
 from mlx_phi4.generation import pool
 from mlx_phi4.generation.generate import GenerationResponse
 from mlx_phi4.transcription import chunking
-from mlx_phi4.transcription.decoding import DecodingOptions, Heard, SegmentDecoder, compression_ratio
+from mlx_phi4.transcription.decoding import AudioChunk, DecodingOptions, SegmentDecoder, compression_ratio
 from mlx_phi4.transcription.tasks import TASKS, language_name, make_question, parse_clips, split_answer
 from mlx_phi4.transcription.transcribe import transcribe as library_function
 
@@ -342,7 +342,7 @@ def test_a_summary_of_some_parts(transcribe, asked_clips):
 
 
 def heard(seconds, number=0):
-    return Heard(float(number), number + float(seconds), Clip(np.zeros((8, 80), np.float32)))
+    return AudioChunk(float(number), number + float(seconds), Clip(np.zeros((8, 80), np.float32)))
 
 
 def test_pieces_are_pulled_one_batch_at_a_time_and_keep_their_order(loaded, scripted):
@@ -393,7 +393,7 @@ def test_reading_ahead_is_bounded_and_in_order():
     assert next(made) <= 8
     rest = list(items)
     assert [index for index, _ in rest] == [0] * 49 + [1] * 2 + [2] * 50
-    assert isinstance(rest[49][1], Heard) and "truncated" in str(rest[50][1].error)
+    assert isinstance(rest[49][1], AudioChunk) and "truncated" in str(rest[50][1].error)
     before = threading.active_count()
     items = chunking.read_ahead([stream] * 3, jobs=3, seconds=60)
     next(items)
@@ -478,10 +478,10 @@ def test_a_model_says_how_its_recordings_are_cut_unless_the_caller_does():
     """phi4-tiny was trained on a few words at a time; 30 seconds at once would be noise to it."""
     from mlx_phi4.checkpoint.config_readers import read_config
     from mlx_phi4.checkpoint.hub import ASSETS
-    from mlx_phi4.transcription.chunking import Listening
+    from mlx_phi4.transcription.chunking import ChunkingOptions
 
     tiny = read_config(ASSETS / "phi4-tiny")
     assert tiny.transcription == {"segment_seconds": 6.0, "pause": 0.2}
-    assert Listening(pause=1.0).suited_to(tiny) == Listening(segment_seconds=6.0, pause=1.0)
+    assert ChunkingOptions(pause=1.0).suited_to(tiny) == ChunkingOptions(segment_seconds=6.0, pause=1.0)
     plain = dataclasses.replace(tiny, transcription={})
-    assert Listening().suited_to(plain) == Listening(segment_seconds=30.0, pause=0.5)
+    assert ChunkingOptions().suited_to(plain) == ChunkingOptions(segment_seconds=30.0, pause=0.5)

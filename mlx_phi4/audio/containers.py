@@ -12,7 +12,7 @@ SUFFIXES = frozenset(
     | {".mpg", ".mpeg", ".ts", ".flv", ".mp2", ".ac3"}
 )
 # FFmpeg's names of the formats it may open. Not all of them, as a playlist makes it open other files, or the network.
-FORMATS = (
+FFMPEG_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,ac3,eac3,asf,amr,amrnb,amrwb,avi,flv,mpeg,mpegts,mp3,ogg,wav,aiff,caf,"
     "flac,ape,wv,tta,dts,mpc,mpc8,au,w64"
 )
@@ -81,7 +81,7 @@ class _Media:
         import av
 
         # titles and comments are not read, so it does not matter if they are not Unicode
-        return av.open(file, options={"format_whitelist": FORMATS}, metadata_errors="replace")
+        return av.open(file, options={"format_whitelist": FFMPEG_FORMATS}, metadata_errors="replace")
 
     def chunks(self) -> Iterator[np.ndarray]:
         """Yield (samples, channels) float32."""

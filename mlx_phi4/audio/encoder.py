@@ -4,9 +4,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..config import MEL_BINS, TIME_REDUCTION, AudioConfig
+from ..config import MEL_BINS, TIME_REDUCTION, WINDOW_SECONDS, AudioConfig
 
-WINDOW = 500  # encoder frames, 40 s: longer clips are cut into windows that do not see each other
+WINDOW = round(100 * WINDOW_SECONDS) // TIME_REDUCTION  # encoder frames, 500; windows do not see each other
 HALO = TIME_REDUCTION - 1  # mel frames beside a block that its first and last outputs look at
 
 

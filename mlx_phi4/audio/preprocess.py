@@ -15,12 +15,12 @@ from ..config import MEL_BINS, TIME_REDUCTION
 from ..errors import MediaError
 from .reader import SAMPLE_RATE, Recording, open_recording, rechunk
 
-WINDOW = 400  # samples at 16 kHz, 25 ms
+FRAME = 400  # samples at 16 kHz, 25 ms: what one row of features is computed from
 HOP = 160  # samples at 16 kHz, 10 ms
 FFT = 512  # samples at 16 kHz
 PREEMPHASIS = 0.97
 MAX_FREQUENCY = 7690.0  # Hz, upper edge of the last mel triangle
-BLOCK = 1024  # frames computed at once: products depend on the number of rows, so it is fixed
+BLOCK_FRAMES = 1024  # frames computed at once: products depend on the number of rows, so it is fixed
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def read_audio(source) -> tuple[np.ndarray, int, str]:
 
 
 def feature_blocks(recording: Recording) -> Iterator[np.ndarray]:
-    """Log-mel features of a recording, in constant memory: (BLOCK, 80) float32, the last shorter.
+    """Log-mel features of a recording, in constant memory: (BLOCK_FRAMES, 80) float32, the last shorter.
 
     Bit for bit those of ``log_mel`` of all its samples.
 
@@ -85,7 +85,7 @@ def feature_blocks(recording: Recording) -> Iterator[np.ndarray]:
         if not np.isfinite(features).all():
             raise MediaError(f"{recording.name}: its samples are too large (up to {peak:.3g}); expected -1 to 1")
         yield features
-    needed = WINDOW * recording.rate // SAMPLE_RATE
+    needed = FRAME * recording.rate // SAMPLE_RATE
     if count < needed:
         at = f"{count} samples at {recording.rate} Hz"
         raise MediaError(f"{recording.name}: {at} are shorter than one frame ({needed})")
@@ -101,27 +101,27 @@ def log_mel(samples: np.ndarray, rate: int = SAMPLE_RATE) -> np.ndarray:
 
 
 def _features(arrays: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
-    """Arrays of any lengths to blocks of BLOCK frames; the last is shorter."""
+    """Arrays of any lengths to blocks of BLOCK_FRAMES frames; the last is shorter."""
     scale = SAMPLE_RATE // rate
-    window, hop, size = WINDOW // scale, HOP // scale, FFT // scale
-    taper = np.hamming(window)
+    length, hop, size = FRAME // scale, HOP // scale, FFT // scale
+    taper = np.hamming(length)
     held = np.zeros(0, np.float32)
-    for array in rechunk(arrays, BLOCK * hop):
+    for array in rechunk(arrays, BLOCK_FRAMES * hop):
         held = np.concatenate([held, array])
-        if len(held) >= BLOCK * hop + window - hop:
-            frames = np.lib.stride_tricks.sliding_window_view(held, window)[::hop][:BLOCK]
+        if len(held) >= BLOCK_FRAMES * hop + length - hop:
+            frames = np.lib.stride_tricks.sliding_window_view(held, length)[::hop][:BLOCK_FRAMES]
             yield _block_features(frames, taper, size)
-            held = held[BLOCK * hop :]
-    if len(held) >= window:
-        frames = np.lib.stride_tricks.sliding_window_view(held, window)[::hop]
-        padded = np.zeros((BLOCK, window), np.float32)
+            held = held[BLOCK_FRAMES * hop :]
+    if len(held) >= length:
+        frames = np.lib.stride_tricks.sliding_window_view(held, length)[::hop]
+        padded = np.zeros((BLOCK_FRAMES, length), np.float32)
         padded[: len(frames)] = frames
         yield _block_features(padded, taper, size)[: len(frames)]
 
 
 @np.errstate(over="ignore", invalid="ignore")  # samples that are too large give what is not finite, and is refused
 def _block_features(frames: np.ndarray, taper: np.ndarray, size: int) -> np.ndarray:
-    """frames (BLOCK, window) -> (BLOCK, 80)."""
+    """frames (BLOCK_FRAMES, length) -> (BLOCK_FRAMES, 80)."""
     previous = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
     emphasized = (frames - np.float32(PREEMPHASIS) * previous) * np.float32(32768)
     spectrum = np.fft.rfft(emphasized * taper, n=size).astype(np.complex64)

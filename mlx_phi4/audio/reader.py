@@ -21,7 +21,7 @@ NARROW_RATE = 8_000  # Hz, the only other rate that is taken as it is
 HIGHEST_RATE = 768_000  # Hz
 MALFORMED = 3  # libsndfile's code of a format that it knows, broken
 UNKNOWN_FRAMES = 1 << 62  # libsndfile reports more than this many where a header names no length
-BLOCK = 32_768  # samples read, resampled and yielded at once
+BLOCK_SAMPLES = 32_768  # samples read, resampled and yielded at once
 
 NATIVE_SUFFIXES = frozenset(
     {".wav", ".wave", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64"}
@@ -59,7 +59,7 @@ class Recording:
         self._source = None
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Yield (BLOCK,) float32 from the beginning, channels averaged; the last is shorter.
+        """Yield (BLOCK_SAMPLES,) float32 from the beginning, channels averaged; the last is shorter.
 
         Read-only, as a block may be the caller's own array. The samples do not depend on how they are stored.
 
@@ -69,12 +69,12 @@ class Recording:
         if self._source is None:
             raise MediaError(f"{self.name}: is closed")
         mono = self._mono()
-        return mono if self.rate == self._source.rate else rechunk(self._resampled(mono), BLOCK)
+        return mono if self.rate == self._source.rate else rechunk(self._resampled(mono), BLOCK_SAMPLES)
 
     def _mono(self) -> Iterator[np.ndarray]:
         position = 0
         # averaged first: in a container the number of channels may change on the way
-        for mono in rechunk(map(_average, self._source.chunks()), BLOCK):
+        for mono in rechunk(map(_average, self._source.chunks()), BLOCK_SAMPLES):
             if not np.isfinite(mono).all():
                 seconds = (position + np.flatnonzero(~np.isfinite(mono))[0]) / self._source.rate
                 raise MediaError(f"{self.name}: holds NaN or infinite samples, the first at {seconds:.3f} s")
@@ -186,8 +186,8 @@ class _Array:
         self.duration = len(array) / rate if rate > 0 else None
 
     def chunks(self) -> Iterator[np.ndarray]:
-        for start in range(0, len(self.array), BLOCK):
-            yield _to_float(self.array[start : start + BLOCK])
+        for start in range(0, len(self.array), BLOCK_SAMPLES):
+            yield _to_float(self.array[start : start + BLOCK_SAMPLES])
 
 
 def _to_float(array: np.ndarray) -> np.ndarray:
@@ -244,7 +244,7 @@ class _Sound:
         try:
             with self.open_file() as file, _sound_file(file) as sound:
                 while count < frames:
-                    chunk = sound.read(min(BLOCK, frames - count), dtype="float32", always_2d=True)
+                    chunk = sound.read(min(BLOCK_SAMPLES, frames - count), dtype="float32", always_2d=True)
                     if len(chunk) == 0:
                         break
                     count += len(chunk)

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..config import WINDOW_SECONDS
 from ..errors import MediaError, Phi4Error
-from .preprocess import SAMPLE_RATE, WINDOW
+from .preprocess import FRAME, SAMPLE_RATE
 from .reader import Recording, rechunk
 
-LONGEST = 40.0  # s, the window of the audio encoder
+SHORTEST_PIECE = 1.0  # s, the least that may be asked for as the longest
+PAUSES = 0.05, 60.0  # s, the shortest and the longest that may be asked for
 PADDING = 0.2  # s of silence kept before and after a sound
 STEP = 100  # frames, 1 s: the threshold changes once in each
 PAST, AHEAD = 3000, 1500  # frames before and after a step that its threshold is made of
@@ -68,12 +70,18 @@ def pieces(
         Phi4Error: a bad argument, before the first piece.
         MediaError: as ``Recording.blocks``; it is shorter than one frame; a clip starts after its end.
     """
-    if not 1 <= longest <= LONGEST:
-        raise Phi4Error(f"segment_seconds is {longest:g}, expected 1 to {LONGEST:g}")
-    if not 0.05 <= pause <= 60:
-        raise Phi4Error(f"pause is {pause:g} seconds, expected 0.05 to 60")
+    check_limits(longest, pause)
     check_clips(clips, recording)
     return _pieces(recording, longest, pause, clips)
+
+
+def check_limits(longest: float, pause: float) -> None:
+    """Raise as ``pieces`` does for seconds that are out of range."""
+    if not SHORTEST_PIECE <= longest <= WINDOW_SECONDS:
+        limits = f"{SHORTEST_PIECE:g} to {WINDOW_SECONDS:g} (the encoder's own window)"
+        raise Phi4Error(f"segment_seconds is {longest:g}, expected {limits}")
+    if not PAUSES[0] <= pause <= PAUSES[1]:
+        raise Phi4Error(f"pause is {pause:g}, expected {PAUSES[0]:g} to {PAUSES[1]:g} seconds")
 
 
 def check_clips(clips: list[tuple[float, float]] | None, recording: Recording) -> None:
@@ -82,7 +90,7 @@ def check_clips(clips: list[tuple[float, float]] | None, recording: Recording) -
     for start, end in clips or ():
         if not 0 <= start < end:
             raise Phi4Error(f"a clip goes from {start:g} to {end:g} s, expected 0 <= start < end")
-        if end - start < WINDOW / SAMPLE_RATE:
+        if end - start < FRAME / SAMPLE_RATE:
             raise Phi4Error(f"a clip goes from {start:g} to {end:g} s, which is shorter than one frame (0.025 s)")
         if start < before:
             raise Phi4Error(f"a clip starts at {start:g} s, before the end of the one in front, {before:g} s")
@@ -107,8 +115,8 @@ def _pieces(recording: Recording, longest: float, pause: float, clips: list | No
             yield from segmenter.finished()
         if clips and samples.position <= first:
             raise _beyond(recording, start, samples.position / rate)
-        if clips is None and samples.position < WINDOW * rate // SAMPLE_RATE:
-            needed, at = WINDOW * rate // SAMPLE_RATE, f"{samples.position} samples at {rate} Hz"
+        if clips is None and samples.position < FRAME * rate // SAMPLE_RATE:
+            needed, at = FRAME * rate // SAMPLE_RATE, f"{samples.position} samples at {rate} Hz"
             raise MediaError(f"{recording.name}: {at} are shorter than one frame ({needed})")
         yield from segmenter.finished(last=True)
 

@@ -8,7 +8,7 @@ from ..checkpoint.config_readers import config_from_dict
 from ..checkpoint.weights import FLOAT_DTYPES
 from ..config import MEL_BINS, OWN_SECTION, TIME_REDUCTION, AudioConfig, Config
 
-FORMAT = 1  # of what is written; another number keeps old and new conversions apart
+CONVERSION_FORMAT = 1  # of what is written; another number keeps old and new conversions apart
 # code is never fetched nor run; the tables are written anew; a path on someone's machine is of no use
 DROPPED = ("auto_map", "quantization", "quantization_config", "_name_or_path", "audio_config", "vision_config")
 
@@ -53,7 +53,7 @@ def _text_rope(raw: dict) -> dict:
 
 
 def _multimodal(raw: dict, config: Config) -> dict:
-    own = {"format": FORMAT}
+    own = {"format": CONVERSION_FORMAT}
     before = (raw.get(OWN_SECTION) or {}).get("vision_intermediate_size")
     published = before or _published_vision_width(raw, config)
     if published != config.vision.intermediate_size:

@@ -9,12 +9,12 @@ from ..checkpoint.hub import find_folder, hub_config, is_built_in, local_folder
 from ..errors import CheckpointError, ConversionError
 from ..files import read_json
 from .convert import convert
-from .converted_config import FORMAT
+from .converted_config import CONVERSION_FORMAT
 from .quantization import Scheme
 from .writer import OtherPlan, exclusive
 
 CACHE_VARIABLE = "MLX_PHI4_CACHE"
-BITS = 4
+FIRST_USE_BITS = 4
 
 
 def cache_root() -> Path:
@@ -53,7 +53,7 @@ def cached_folder(
     Raises:
         Phi4Error: as ``convert``, or ``bits`` differ from those of quantized weights.
     """
-    wanted = Scheme.of(BITS if bits is None else bits)
+    wanted = Scheme.of(FIRST_USE_BITS if bits is None else bits)
     folder = local_folder(path_or_hub_id)
     if is_built_in(folder):
         find_folder(folder)  # says which of its files is missing
@@ -108,7 +108,7 @@ def _hub_name(name: str) -> str:
 
 
 def _entry(state: str, wanted: Scheme) -> str:
-    return f"{state[:12]}-{wanted.bits}bit-v{FORMAT}"
+    return f"{state[:12]}-{wanted.bits}bit-v{CONVERSION_FORMAT}"
 
 
 def _digest(folder: Path) -> str:

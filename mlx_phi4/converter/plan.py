@@ -23,7 +23,7 @@ from ..checkpoint.weights import FLOAT_DTYPES
 from ..config import OWN_SECTION, Config
 from ..errors import ConversionError
 from ..model import Phi4
-from .converted_config import FORMAT, dtype_name, output_config
+from .converted_config import CONVERSION_FORMAT, dtype_name, output_config
 from .quantization import ORDER, Rules, Scheme, component
 
 PIECE = 16_000_000  # bytes of a source tensor that are worked on at once
@@ -118,7 +118,7 @@ class Plan:
             (list(t.written.items()), [(s.path.name, s.name) for s in t.sources], str((t.stored, t.target)))
             for t in self.tasks
         ]
-        text = json.dumps([FORMAT, limit, stats, tasks, self.config])
+        text = json.dumps([CONVERSION_FORMAT, limit, stats, tasks, self.config])
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -17,7 +17,7 @@ tags:
 {origin} for MLX: {how}.
 {loading}"""
 
-MULTIMODAL = """
+MULTIMODAL_USE = """
 Text, pictures and speech; both adapters are separate and switched per request, so text alone is answered by the base
 model.
 
@@ -29,7 +29,7 @@ print(generate(model, processor, "What is in the picture?", images=["picture.png
 ```
 """
 
-TEXT = """
+TEXT_USE = """
 ```python
 from mlx_lm import load, generate  # mlx_phi4 loads it, too
 
@@ -49,7 +49,7 @@ def model_card(source: str | None, multimodal: bool, table: dict | None) -> str:
         license="\nlicense: mit" if source and source.startswith("microsoft/") else "",
         origin=f"{source} converted" if source else "Phi-4 weights converted",
         how=how + (" (decoder; the table in config.json says how each tensor is)" if table else ""),
-        loading=MULTIMODAL if multimodal else TEXT,
+        loading=MULTIMODAL_USE if multimodal else TEXT_USE,
     )
 
 

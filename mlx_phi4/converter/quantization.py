@@ -13,7 +13,7 @@ from ..errors import ConversionError
 # mode -> group sizes and bits, the default first (mx.quantize; all but affine allow one pair)
 GROUP_SIZES = {"affine": (64, 32, 128), "mxfp4": (32,), "nvfp4": (16,), "mxfp8": (32,)}
 BITS = {"affine": (4, 2, 3, 5, 6, 8), "mxfp4": (4,), "nvfp4": (4,), "mxfp8": (8,)}
-MODES = tuple(BITS)
+QUANTIZATION_MODES = tuple(BITS)
 UNQUANTIZED = 16  # as --adapter-bits and --encoder-bits: leave them in the checkpoint's dtype
 ADAPTER_BITS = 8  # defaults, chosen from the table in benchmarks/README.md
 ENCODER_BITS = 8
@@ -57,7 +57,7 @@ class Scheme:
 
     def __post_init__(self):
         if self.mode not in BITS:
-            raise ConversionError(f"quantization mode is {self.mode!r}, expected {', '.join(MODES)}")
+            raise ConversionError(f"quantization mode is {self.mode!r}, expected {', '.join(QUANTIZATION_MODES)}")
         for what, value, known in (
             ("bits", self.bits, BITS[self.mode]),
             ("group size", self.group_size, GROUP_SIZES[self.mode]),

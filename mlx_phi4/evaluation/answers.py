@@ -75,8 +75,8 @@ def evaluate_pictures(
         raise Phi4Error(f"batch_size is {batch_size}, expected at least 1")
     items = read_questions(manifest, limit)
     model, processor = model_and_processor(model, processor)
-    if not processor.config.multimodal and any(item.images or item.audios for item in items):
-        raise Phi4Error("this model is text-only; pictures and sound need Phi-4-multimodal")
+    if any(item.images or item.audios for item in items):
+        processor.config.check_multimodal()
     scores = [AnswerScore(item.id, item.question, list(item.answers)) for item in items]
     began = time.perf_counter()
     requests = [

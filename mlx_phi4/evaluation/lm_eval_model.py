@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ..errors import Phi4Error
 from ..generation.pool import answer_each
 from ..inputs.processor import Request
+from ..inputs.prompt import render_messages
 from ..inputs.tokenizer import END_OF_TEXT
 from ..loading import model_and_processor
 from .scoring import score_continuations
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 # of a task's generation_kwargs, under the names that batch_generate has for them
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
 
 
 @register_model("mlx_phi4")
@@ -82,19 +82,12 @@ class Phi4LM(TemplateLM):
         return str(self._name).replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The published template as Jinja, for the harness's records; None where none is applied."""
-        return TEMPLATE if chat_template else None
+        """A question in the model's template, for the harness's records; None where none is applied."""
+        return self.apply_chat_template([{"role": "user", "content": "..."}]) if chat_template else None
 
     def apply_chat_template(self, chat_history: list[dict], add_generation_prompt: bool = True) -> str:
         """Messages as one string; without ``add_generation_prompt`` the last one is left open, to be continued."""
-        opening = self._processor.tokenizer.opening
-        messages = [(message["role"], message["content"]) for message in chat_history]
-        if messages and messages[0][0] == "system":
-            messages[0] = ("system", opening.before + messages[0][1])
-        elif opening.alone:
-            messages.insert(0, ("system", opening.alone))
-        text = "".join(f"<|{role}|>{content}<|end|>" for role, content in messages)
-        return text + "<|assistant|>" if add_generation_prompt else text.removesuffix("<|end|>")
+        return render_messages(self._processor.tokenizer, chat_history, answer=add_generation_prompt)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
         """Token ids of a string; there is no token that would be added."""

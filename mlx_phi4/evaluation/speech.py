@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..config import WINDOW_SECONDS
 from ..errors import Phi4Error
 from .manifest import SpeechItem, read_speech
 from .word_errors import Normalizer, error_rates
@@ -15,7 +16,7 @@ from .word_errors import Normalizer, error_rates
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..inputs.processor import Processor
     from ..model import Phi4
-    from ..transcription.decoding import Heard
+    from ..transcription.decoding import AudioChunk
 
 
 @dataclass
@@ -136,8 +137,8 @@ def _transcribed(
 
     options = DecodingOptions(batch_size=batch_size, temperatures=(0.0,))
     decoder = SegmentDecoder(model, processor, make_question("transcribe"), options)
-    with closing(read_ahead([partial(_hear, item.audio) for item in items], jobs=2)) as heard:
-        for index, found in decoder(heard):
+    with closing(read_ahead([partial(_read_chunk, item.audio) for item in items], jobs=2)) as chunks:
+        for index, found in decoder(chunks):
             path = items[index].audio
             if isinstance(found, Segment):
                 yield index, (found.text, found.end)
@@ -151,20 +152,20 @@ def _transcribed(
                     yield index, Failure(error).line(str(path))
 
 
-def _hear(path: Path) -> "Iterator[Heard | Path]":
+def _read_chunk(path: Path) -> "Iterator[AudioChunk | Path]":
     """The features of a recording in one piece; its path alone if it is longer than the encoder's window."""
     import numpy as np
 
-    from ..audio.preprocess import HOP, SAMPLE_RATE, WINDOW, Clip, feature_blocks
+    from ..audio.preprocess import FRAME, HOP, SAMPLE_RATE, Clip, feature_blocks
     from ..audio.reader import open_recording
-    from ..transcription.decoding import LONGEST, Heard
+    from ..transcription.decoding import AudioChunk
 
     blocks, seconds = [], 0.0
     with open_recording(path) as recording, closing(feature_blocks(recording)) as features:
         for block in features:
             blocks.append(block)
-            seconds = ((sum(map(len, blocks)) - 1) * HOP + WINDOW) / SAMPLE_RATE
-            if seconds > LONGEST:
+            seconds = ((sum(map(len, blocks)) - 1) * HOP + FRAME) / SAMPLE_RATE
+            if seconds > WINDOW_SECONDS:
                 yield path
                 return
-    yield Heard(0.0, seconds, Clip(np.concatenate(blocks)))
+    yield AudioChunk(0.0, seconds, Clip(np.concatenate(blocks)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import Phi4Error, PromptError
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
+    from ..config import Config
     from ..generation.media_cache import MediaCache
     from ..inputs.processor import Inputs, Processor
     from ..model import Phi4
@@ -83,7 +84,7 @@ def benchmark(
         raise TypeError(f"unknown option {min(unknown)!r}")
     engine = make_options(options)
     engine.kv.check(processor.config.decoder.head_dim)
-    modes = _modes(mode, processor.config.multimodal, image, audio)
+    modes = _modes(mode, processor.config, image, audio)
     for name, value, least in (
         ("prompt_tokens", prompt_tokens, 1),
         ("generation_tokens", generation_tokens, 2),
@@ -150,12 +151,12 @@ def machine() -> dict:
     }
 
 
-def _modes(mode: str, multimodal: bool, image, audio) -> tuple[str, ...]:
+def _modes(mode: str, config: "Config", image, audio) -> tuple[str, ...]:
     if mode not in (*MODES, "all"):
         raise Phi4Error(f"mode is {mode!r}, expected {', '.join(MODES)} or all")
-    if not multimodal and mode not in ("text", "all"):
-        raise PromptError("this model is text-only; pictures and sound need Phi-4-multimodal")
-    modes = (mode,) if mode != "all" else MODES if multimodal else MODES[:1]
+    if mode not in ("text", "all"):
+        config.check_multimodal()
+    modes = (mode,) if mode != "all" else MODES if config.multimodal else MODES[:1]
     for kind, given, of in (("image", image, "vision"), ("audio", audio, "speech")):
         if given is not None and not any(of in m for m in modes):
             raise Phi4Error(f"{kind} is given, but {', '.join(modes)} mode has no use for it")

@@ -56,8 +56,7 @@ class Chat:
         self._attach("audio", path, prepare_clip)
 
     def _attach(self, kind: str, path: str | Path, prepare) -> None:
-        if not self.processor.config.multimodal:
-            raise PromptError("this model is text-only; pictures and sound need Phi-4-multimodal")
+        self.processor.config.check_multimodal()
         path = Path(path).expanduser()
         # prepared once, for every turn to come: the file may change or go while the conversation lasts
         self.attached.append({"type": kind, kind: prepare(path), "path": str(path.resolve())})

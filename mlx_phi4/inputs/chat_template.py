@@ -1,6 +1,6 @@
 """What a checkpoint's own chat template says before the first message.
 
-The family shares one template (see ``prompt.py``), but a model may open every conversation with a system text of its
+The family shares one template (see ``prompt.py``), but a model may begin every conversation with a system text of its
 own, as Phi-4-mini-reasoning does. That text is read off the template by rendering it twice.
 """
 
@@ -13,24 +13,24 @@ ANSWER = f"<|user|>{USER}<|end|><|assistant|>"
 
 
 @dataclass(frozen=True)
-class Opening:
-    """The system text where a conversation brings none, and what stands before the one that it brings."""
+class DefaultSystemText:
+    """A model's own system text: where a conversation brings none, and what stands before the one that it brings."""
 
     alone: str = ""
     before: str = ""
 
 
-def read_opening(folder: Path) -> Opening:
-    """The opening of the template in ``chat_template.jinja`` or ``tokenizer_config.json``; empty if there is none."""
+def read_default_system(folder: Path) -> DefaultSystemText:
+    """What the template in ``chat_template.jinja`` or ``tokenizer_config.json`` says; empty if it says nothing."""
     template = _template(folder)
     if template is None:
-        return Opening()
+        return DefaultSystemText()
     alone = _system_text(_render(template, [{"role": "user", "content": USER}]))
     if not alone:
-        return Opening()
+        return DefaultSystemText()
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
     given = _system_text(_render(template, messages)) or SYSTEM
-    return Opening(alone, given.removesuffix(SYSTEM) if given.endswith(SYSTEM) else "")
+    return DefaultSystemText(alone, given.removesuffix(SYSTEM) if given.endswith(SYSTEM) else "")
 
 
 def _template(folder: Path) -> str | None:

@@ -155,8 +155,9 @@ class Processor:
             given[kind] = [*given.get(kind, []), *_listed(media)]
         prompt = build_prompt(self.tokenizer, request.prompt, given, system=request.system, raw=request.raw)
         held = [kind for kind, media in prompt.media.items() if media]
-        if any(not MODALITIES[kind].held(self.config) for kind in held):
-            raise PromptError("this model is text-only; pictures and sound need Phi-4-multimodal")
+        if lacking := [MODALITIES[kind] for kind in held if not MODALITIES[kind].held(self.config)]:
+            self.config.check_multimodal()
+            raise PromptError(f"this model has no encoder for a {lacking[0].noun}")
         if absent := [kind for kind in held if kind not in self.tokenizer.placeholders]:
             raise PromptError(f"this model's tokenizer has no placeholder token for {absent[0]}")
         mode = mode_of(held)

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from ..errors import MediaError, PromptError
 from ..modalities import MODALITIES
-from .chat_template import Opening
+from .chat_template import DefaultSystemText
 from .tokenizer import END, WHITE_SPACE, SpecialToken, Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool", "tool_response")
@@ -60,7 +60,7 @@ def build_prompt(
     if raw:
         pieces, front = _raw_parts(tokenizer, prompt, system), 0
     else:
-        pieces = _pieces(tokenizer, _opened(_messages(prompt, system), tokenizer.opening))
+        pieces = _pieces(tokenizer, _with_default_system(_messages(prompt, system), tokenizer.default_system))
         front = pieces.index(tokenizer.special["<|user|>"]) + 1
     slots = [piece for piece in pieces if isinstance(piece, Slot)]
     if not slots:
@@ -118,16 +118,16 @@ def _messages(prompt, system: str | None) -> list[dict]:
     return messages
 
 
-def _opened(messages: list[dict], opening: Opening) -> list[dict]:
+def _with_default_system(messages: list[dict], own: DefaultSystemText) -> list[dict]:
     """Put the model's own system text, if it has one, where its chat template puts it."""
-    if not opening.alone:
+    if not own.alone:
         return messages
     first = messages[0]
     if first["role"] != "system":
-        return [{"role": "system", "content": opening.alone}, *messages]
+        return [{"role": "system", "content": own.alone}, *messages]
     content = first.get("content") or ""
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return [first | {"content": [{"type": "text", "text": opening.before}, *parts]}, *messages[1:]]
+    return [first | {"content": [{"type": "text", "text": own.before}, *parts]}, *messages[1:]]
 
 
 def _pieces(tokenizer: Tokenizer, messages: list[dict]) -> list[SpecialToken | str | Slot]:
@@ -245,3 +245,14 @@ def _from_base64(data: str) -> bytes:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, TypeError, ValueError) as error:
         raise MediaError(f"a content part's data is not base64: {error}") from None
+
+
+def render_messages(tokenizer: Tokenizer, messages: list[dict], *, answer: bool = True) -> str:
+    """Messages as one string that says the same to a raw prompt; with no ``answer`` to come, the last stays open.
+
+    What is spelled in their contents counts there, special tokens included. Raises PromptError.
+    """
+    pieces = _pieces(tokenizer, _with_default_system(_messages(messages, None), tokenizer.default_system))
+    kept = pieces if answer else pieces[:-2]  # without the end of the last message and the assistant's turn
+    spelled = (f"<|{piece.kind}_1|>" if isinstance(piece, Slot) else piece for piece in kept)
+    return "".join(piece.content if isinstance(piece, SpecialToken) else piece for piece in spelled)

@@ -8,7 +8,7 @@ from ..config import Config
 from ..errors import CheckpointError, ConfigError, PromptError
 from ..files import read_json
 from ..modalities import MODALITIES
-from .chat_template import read_opening
+from .chat_template import read_default_system
 
 END = "<|end|>"
 END_OF_TEXT = "<|endoftext|>"
@@ -63,7 +63,7 @@ class Tokenizer:
         missing = [s for s in (END, "<|user|>", "<|assistant|>") if s not in self.special]
         if missing:
             raise ConfigError(f"{path} lacks {', '.join(missing)}: not a Phi-4 tokenizer")
-        self.opening = read_opening(folder)
+        self.default_system = read_default_system(folder)
         self.stop_ids = self._stop_ids(folder)
         end_of_text = self.special.get(END_OF_TEXT, self.special[END])
         self.pad_id = end_of_text.id

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 LAYOUTS = ("microsoft", "transformers", "text")
 ADAPTERS = ("vision", "speech")
-PATCH, PATCHES, MELS = 14, 1024, 80  # pixels a side, patches of a 448 x 448 crop, mel bands
+PATCH, CROP_PATCHES, MELS = 14, 1024, 80  # pixels a side, patches of a 448 x 448 crop, mel bands
 REDUCED_MELS = 10  # mel bands left after three stride-2 convolutions
 
 IMAGE = "model.embed_tokens_extend.image_embed"
@@ -177,7 +177,7 @@ def _vision(s: Sizes) -> dict[str, tuple[int, ...]]:
     width, mlp, at = s.vision_hidden, s.vision_mlp, f"{IMAGE}.img_processor"
     shapes = {f"{IMAGE}.glb_GN": (1, 1, width), f"{IMAGE}.sub_GN": (1, 1, 1, width)}
     shapes |= _biased(f"{at}.embeddings.patch_embedding", width, 3, PATCH, PATCH)
-    shapes[f"{at}.embeddings.position_embedding.weight"] = (PATCHES, width)
+    shapes[f"{at}.embeddings.position_embedding.weight"] = (CROP_PATCHES, width)
     for i in range(s.vision_layers):
         layer = f"{at}.encoder.layers.{i}"
         shapes |= _biased(f"{layer}.layer_norm1", width)

@@ -20,7 +20,7 @@ from .published import ADAPTERS, LAYOUTS, SIZES, Sizes, adapter_sources, sources
 from .published_files import adapter_config, config, other_files
 
 WRITTEN_DTYPES = {"float32": "F32", "bfloat16": "BF16"}  # and their names in the file
-BLOCK = 4_194_301  # values; prime, so that where a block repeats, rows do not (equal rows would tie logits)
+PERIOD = 4_194_301  # values, which then repeat; prime, so that rows do not (equal rows would tie logits)
 
 # How large values are, first match wins: pattern of the canonical name, kind, size.
 #   gain: standard deviation size / sqrt(fan in), so that an input of deviation 1 comes out with deviation `size`
@@ -132,12 +132,12 @@ def _write_safetensors(path: Path, found: dict, sizes: Sizes, seed: int, dtype: 
 
 
 def _pieces(canonical: str, shape: tuple[int, ...], sizes: Sizes, seed: int, dtype: str) -> Iterator[np.ndarray]:
-    """The little-endian data of a tensor, in pieces of at most one block, which repeats in larger tensors."""
+    """The little-endian data of a tensor, in pieces of at most one period."""
     total = math.prod(shape)
     centre, half = value_range(canonical, shape, sizes)
-    block = centre + half * _uniform(canonical, min(total, BLOCK), seed)
+    block = centre + half * _uniform(canonical, min(total, PERIOD), seed)
     data = block.astype("<f4") if dtype == "float32" else _bfloat16(block)
-    for start in range(0, total, BLOCK):
+    for start in range(0, total, PERIOD):
         yield data[: total - start]
 
 

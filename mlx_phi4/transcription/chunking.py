@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ..config import WINDOW_SECONDS
 from ..errors import Phi4Error
-from .decoding import LONGEST, Heard
+from .decoding import AudioChunk
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     import numpy as np
@@ -24,7 +25,7 @@ WHOLE_SECONDS = 1800.0  # the longest recordings that the model was trained to s
 
 
 @dataclass(frozen=True)
-class Listening:
+class ChunkingOptions:
     """How a recording is cut.
 
     ``segment_seconds`` is the longest piece, ``pause`` the least silence in seconds that is left out, ``clips`` the
@@ -37,14 +38,14 @@ class Listening:
     whole: bool = False
 
     def __post_init__(self):
-        if self.segment_seconds is not None and not 1 <= self.segment_seconds <= LONGEST:
-            raise Phi4Error(
-                f"segment_seconds is {self.segment_seconds:g}, expected 1 to {LONGEST:g} (the encoder's own window)"
-            )
-        if self.pause is not None and not 0.05 <= self.pause <= 60:
-            raise Phi4Error(f"pause is {self.pause:g}, expected 0.05 to 60 seconds")
+        from ..audio.segmentation import check_limits
 
-    def suited_to(self, config: "Config") -> "Listening":
+        check_limits(
+            SEGMENT_SECONDS if self.segment_seconds is None else self.segment_seconds,
+            PAUSE if self.pause is None else self.pause,
+        )
+
+    def suited_to(self, config: "Config") -> "ChunkingOptions":
         """With what the model's ``config.json`` says, or the usual, where nothing was asked for."""
         usual = {"segment_seconds": SEGMENT_SECONDS, "pause": PAUSE} | config.transcription
         open_fields = [name for name in ("segment_seconds", "pause") if getattr(self, name) is None]
@@ -52,7 +53,7 @@ class Listening:
 
 
 @dataclass(frozen=True)
-class Ending:
+class RecordingEnd:
     """Follows the last piece: the recording's seconds, and what a person should know about it."""
 
     duration: float
@@ -79,8 +80,8 @@ def readable(path: str | os.PathLike) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def hear(source: Any, options: Listening) -> Iterator[Heard | Ending]:
-    """Yield a recording's pieces and then its ``Ending``, in constant memory.
+def read_chunks(source: Any, options: ChunkingOptions) -> Iterator[AudioChunk | RecordingEnd]:
+    """Yield a recording's pieces and then its ``RecordingEnd``, in constant memory.
 
     Raises:
         MediaError: it cannot be read.
@@ -88,22 +89,22 @@ def hear(source: Any, options: Listening) -> Iterator[Heard | Ending]:
     from ..audio.reader import open_recording
 
     with open_recording(source) as recording:
-        yield from _hear_whole(recording, options) if options.whole else _hear_pieces(recording, options)
+        yield from _read_whole(recording, options) if options.whole else _read_segments(recording, options)
 
 
-def _hear_pieces(recording: "Recording", options: Listening) -> Iterator[Heard | Ending]:
+def _read_segments(recording: "Recording", options: ChunkingOptions) -> Iterator[AudioChunk | RecordingEnd]:
     from ..audio.preprocess import prepare_clip
     from ..audio.segmentation import pieces
 
     part, found = _Part(recording), False
     for piece in pieces(part, longest=options.segment_seconds, pause=options.pause, clips=options.clips):
         found = True
-        yield Heard(piece.start_seconds, piece.end_seconds, prepare_clip((piece.samples, piece.rate)))
+        yield AudioChunk(piece.start_seconds, piece.end_seconds, prepare_clip((piece.samples, piece.rate)))
     where = "" if options.clips is None else " in the given part"
-    yield Ending(part.duration, () if found else (f"no speech found{where}",))
+    yield RecordingEnd(part.duration, () if found else (f"no speech found{where}",))
 
 
-def _hear_whole(recording: "Recording", options: Listening) -> Iterator[Heard | Ending]:
+def _read_whole(recording: "Recording", options: ChunkingOptions) -> Iterator[AudioChunk | RecordingEnd]:
     import numpy as np
 
     from ..audio.preprocess import Clip, feature_blocks
@@ -112,10 +113,10 @@ def _hear_whole(recording: "Recording", options: Listening) -> Iterator[Heard | 
     check_clips(options.clips, recording)
     part = _Part(recording, options.clips, WHOLE_SECONDS)
     features = np.concatenate(list(feature_blocks(part)))
-    yield Heard(options.clips[0][0] if options.clips else 0.0, part.end, Clip(features))
+    yield AudioChunk(options.clips[0][0] if options.clips else 0.0, part.end, Clip(features))
     minutes = f"{WHOLE_SECONDS / 60:g} minutes"
     advice = f"only its first {minutes} were heard, the longest the model was trained on; --clip-timestamps chooses"
-    yield Ending(part.duration, (advice,) if part.cut else ())
+    yield RecordingEnd(part.duration, (advice,) if part.cut else ())
 
 
 class _Part:
@@ -164,26 +165,26 @@ class _Part:
 
 
 def read_ahead(
-    streams: list[Callable[[], Iterator]], jobs: int = 1, seconds: float = 8 * LONGEST
+    streams: list[Callable[[], Iterator]], jobs: int = 1, seconds: float = 8 * WINDOW_SECONDS
 ) -> Iterator[tuple[int, Any]]:
     """The items of all streams, one stream after the other, as pairs (index, item).
 
     ``jobs`` threads read, so that the model need not wait; no more than about ``seconds`` of sound lie ready at any
     time. What a stream raises becomes a ``Failure`` in its place. Close the generator to end the threads.
     """
-    shelf = _Shelf(streams, seconds)
-    threads = [threading.Thread(target=shelf.fill, daemon=True) for _ in range(min(jobs, len(streams)))]
+    buffer = _ReadAheadBuffer(streams, seconds)
+    threads = [threading.Thread(target=buffer.fill, daemon=True) for _ in range(min(jobs, len(streams)))]
     for thread in threads:
         thread.start()
     try:
-        yield from shelf
+        yield from buffer
     finally:
-        shelf.close()
+        buffer.close()
         for thread in threads:
             thread.join(timeout=5)
 
 
-class _Shelf:
+class _ReadAheadBuffer:
     """Where threads put what they have read, and one consumer takes it in order."""
 
     def __init__(self, streams: list[Callable[[], Iterator]], seconds: float):
@@ -241,4 +242,4 @@ class _Shelf:
 
 
 def _seconds(item: Any) -> float:
-    return item.seconds if isinstance(item, Heard) else 0.0
+    return item.seconds if isinstance(item, AudioChunk) else 0.0

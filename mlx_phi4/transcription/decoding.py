@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..config import WINDOW_SECONDS
 from ..errors import Phi4Error
 from .tasks import Question, split_answer
 from .transcript import Segment
@@ -22,7 +23,6 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..model import Phi4
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-LONGEST = 40.0  # seconds, the encoder's own window
 TOKENS_PER_SECOND = 12  # fast speech has 5 to 7; a loop is cut off before it costs much
 SPARE_TOKENS = 32
 ANSWER_TOKENS = 1024  # of an answer to a whole recording
@@ -57,7 +57,7 @@ class DecodingOptions:
 
 
 @dataclass(frozen=True)
-class Heard:
+class AudioChunk:
     """A piece of a recording, ready for the model: seconds in the recording, and log-mel features."""
 
     start: float
@@ -73,13 +73,12 @@ class SegmentDecoder:
     """Turns a stream of pieces, of one recording or of many, into segments."""
 
     def __init__(self, model: "Phi4", processor: "Processor", question: Question, options: DecodingOptions):
-        if not processor.config.multimodal:
-            raise Phi4Error("this model is text-only; recordings need Phi-4-multimodal")
+        processor.config.check_multimodal()
         self._model, self._processor = model, processor
         self._question, self._options = question, options
 
     def __call__(self, items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-        """Pairs (key, Heard) -> (key, Segment), in the same order; what is not ``Heard`` passes in its place.
+        """Pairs (key, AudioChunk) -> (key, Segment), in the same order; what is not ``AudioChunk`` passes in its place.
 
         A piece is pulled and begun as soon as a row is free, and so is the next attempt at a doubtful one: a piece that
         goes on and on holds nobody up. Rows hold no more sound together than ``batch_size`` windows of the encoder.
@@ -94,11 +93,11 @@ class SegmentDecoder:
                     pair, given_back = given_back or next(source, None), None
                     if pair is None:
                         break
-                    if isinstance(pair[1], Heard) and self._too_much(waiting, pair[1]):
+                    if isinstance(pair[1], AudioChunk) and self._too_much(waiting, pair[1]):
                         given_back = pair
                         break
                     waiting.append(_Slot(*pair))
-                    if isinstance(pair[1], Heard):
+                    if isinstance(pair[1], AudioChunk):
                         self._ask(pool, waiting[-1])
                 for slot, answer in pool.step() if len(pool) else ():
                     self._judge(pool, slot, answer)
@@ -108,9 +107,9 @@ class SegmentDecoder:
                 if not waiting and not given_back and pair is None:
                     return
 
-    def _too_much(self, waiting: "Iterable[_Slot]", piece: Heard) -> bool:
+    def _too_much(self, waiting: "Iterable[_Slot]", piece: AudioChunk) -> bool:
         held = [slot.item.seconds for slot in waiting if slot.result is None]
-        return bool(held) and sum(held) + piece.seconds > self._options.batch_size * LONGEST
+        return bool(held) and sum(held) + piece.seconds > self._options.batch_size * WINDOW_SECONDS
 
     def _ask(self, pool: "AnswerPool", slot: "_Slot") -> None:
         """Begin the next attempt at a piece, a temperature higher than the last one."""
@@ -138,7 +137,7 @@ class SegmentDecoder:
             return
         slot.result, slot.media = self._best(slot.attempts), None
 
-    def _limit(self, piece: Heard) -> int:
+    def _limit(self, piece: AudioChunk) -> int:
         """Most tokens of an answer."""
         if self._options.max_tokens is not None:
             return self._options.max_tokens
@@ -146,7 +145,7 @@ class SegmentDecoder:
             return ANSWER_TOKENS
         return (SPARE_TOKENS + int(TOKENS_PER_SECOND * piece.seconds)) * (2 if self._question.two_parts else 1)
 
-    def _segment(self, piece: Heard, answer: "GenerationResponse", temperature: float) -> Segment:
+    def _segment(self, piece: AudioChunk, answer: "GenerationResponse", temperature: float) -> Segment:
         """An answer with all doubts about it."""
         options, text, translation, flags = self._options, answer.text.strip(), None, []
         ratio = compression_ratio(text)
@@ -193,7 +192,7 @@ class _Slot:
         from ..generation.media_cache import MediaCache
 
         self.key, self.item = key, item
-        self.result = None if isinstance(item, Heard) else item
+        self.result = None if isinstance(item, AudioChunk) else item
         self.attempts: list[Segment] = []
         self.media: MediaCache | None = MediaCache()
 

@@ -13,7 +13,7 @@ from ..errors import Phi4Error
 from ..loading import model_and_processor
 from .chunking import Failure
 from .outputs import (
-    TEMPLATE,
+    OUTPUT_TEMPLATE,
     Found,
     Job,
     check_formats,
@@ -62,7 +62,7 @@ def transcribe_files(
     *,
     format: str = "txt",
     output_dir: str | Path | None = None,
-    output_template: str = TEMPLATE,
+    output_template: str = OUTPUT_TEMPLATE,
     stdout: bool = False,
     max_line_width: int | None = None,
     overwrite: bool = False,
@@ -130,7 +130,7 @@ def _planned(
     found: list[Found], formats: tuple[str, ...], output_dir: str | Path | None, template: str, stdout: bool
 ) -> list[Job]:
     """The jobs, and a folder that their outputs can be written to."""
-    if stdout or ([each.path for each in found] == [None] and output_dir is None and template == TEMPLATE):
+    if stdout or ([each.path for each in found] == [None] and output_dir is None and template == OUTPUT_TEMPLATE):
         if len(formats) > 1:
             raise Phi4Error("standard output takes one format, not all")
         return [Job(each, {}) for each in found]

@@ -17,7 +17,7 @@ from .transcript import FORMATS, Transcript
 
 STANDARD_INPUT = "-"
 INPUT_NAME = "audio"  # {filename} of what comes from standard input
-TEMPLATE = "{filename}"
+OUTPUT_TEMPLATE = "{filename}"
 FIELDS = ("filename", "parent", "date", "index")
 
 
@@ -121,7 +121,9 @@ def check_formats(format: str, max_line_width: int | None = None) -> tuple[str, 
     return formats
 
 
-def plan_outputs(found: list[Found], formats: tuple[str, ...], output_dir: Path, template: str = TEMPLATE) -> list[Job]:
+def plan_outputs(
+    found: list[Found], formats: tuple[str, ...], output_dir: Path, template: str = OUTPUT_TEMPLATE
+) -> list[Job]:
     """A job for each recording. Raises Phi4Error if an output would meet another, or a recording."""
     jobs = [
         Job(each, _outputs(each, formats, output_dir, template, index)) for index, each in enumerate(found, start=1)

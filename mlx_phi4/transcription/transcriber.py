@@ -6,8 +6,9 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .chunking import Ending, Failure, Listening, hear, read_ahead, readable
-from .decoding import LONGEST, TEMPERATURES, DecodingOptions, SegmentDecoder
+from ..config import WINDOW_SECONDS
+from .chunking import ChunkingOptions, Failure, RecordingEnd, read_ahead, read_chunks, readable
+from .decoding import TEMPERATURES, DecodingOptions, SegmentDecoder
 from .tasks import make_question, parse_clips
 from .transcript import Segment, Transcript
 
@@ -53,7 +54,7 @@ class Transcriber:
         seed: int = 0,
     ):
         self.question = make_question(task, to, prompt, context)
-        self.listening = Listening(segment_seconds, pause, parse_clips(clip_timestamps), self.question.whole)
+        self.chunking = ChunkingOptions(segment_seconds, pause, parse_clips(clip_timestamps), self.question.whole)
         self.decoding = DecodingOptions(
             batch_size=batch_size,
             max_tokens=max_tokens,
@@ -82,11 +83,11 @@ class Transcriber:
             progress: told a source's index and the seconds of it that are decoded.
         """
         decoder = SegmentDecoder(model, processor, self.question, self.decoding)
-        listening = self.listening.suited_to(processor.config)
-        streams = [partial(hear, source, listening) for source in sources]
+        chunking = self.chunking.suited_to(processor.config)
+        streams = [partial(read_chunks, source, chunking) for source in sources]
         segments: dict[int, list[Segment]] = {}
-        with closing(read_ahead(streams, jobs, self.decoding.batch_size * LONGEST)) as heard:
-            for index, item in decoder(heard):
+        with closing(read_ahead(streams, jobs, self.decoding.batch_size * WINDOW_SECONDS)) as chunks:
+            for index, item in decoder(chunks):
                 if isinstance(item, Segment):
                     segments.setdefault(index, []).append(item)
                     progress(index, item.end)
@@ -96,12 +97,12 @@ class Transcriber:
                 else:
                     yield index, self._transcript(sources[index], segments.pop(index, []), item)
 
-    def _transcript(self, source: Any, segments: list[Segment], ending: Ending) -> Transcript:
+    def _transcript(self, source: Any, segments: list[Segment], end: RecordingEnd) -> Transcript:
         return Transcript(
             segments=segments,
-            duration=round(ending.duration, 3),
+            duration=round(end.duration, 3),
             language=self.question.language,
             task=self.question.task,
             source=readable(source) if isinstance(source, (str, os.PathLike)) else None,
-            warnings=[*self.question.warnings, *ending.warnings],
+            warnings=[*self.question.warnings, *end.warnings],
         )
