@@ -7,26 +7,16 @@ tokens, the next step is under way on the device.
 from dataclasses import dataclass, field
 
 import mlx.core as mx
-import numpy as np
 
 from ..device import exclusive
 from ..errors import Phi4Error
 from ..model import Phi4
-from .sampling import Sampled, top_logprobs
+from .choices import Choice, choose, last_tokens
+from .sampling import Sampled
 from .scheduler import Part, Scheduler
 from .sequence import Sequence, SequenceToken, damaged
 
 CLEARED = 256  # steps after which freed buffers, of shapes that will not come again, go back to the system
-
-
-@dataclass
-class Choice:
-    """One token to choose: for which row, from which row of the logits, and the draft that it verifies, if any."""
-
-    sequence: Sequence
-    logits: int
-    number: int  # of the token in its answer
-    draft: int | None = None
 
 
 @dataclass
@@ -192,7 +182,7 @@ class Batch:
                 start += 1
                 continue
             stop = next((i for i in range(start, len(parts)) if embedded[i] is not None), len(parts))
-            pieces.append(self.model.model.embed_tokens(_last_tokens(parts[start:stop]))[None])
+            pieces.append(self.model.model.embed_tokens(last_tokens(parts[start:stop]))[None])
             start = stop
         return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=1)
 
@@ -201,7 +191,7 @@ class Batch:
         flight.submitted = True
         choices = flight.choices = [choice for choice in flight.choices if not choice.sequence.finish_reason]
         if choices:
-            flight.sampled = self._sampled(flight)
+            flight.sampled = choose(choices, flight.logits)
             for index, choice in enumerate(choices):
                 choice.sequence.pending = flight.sampled.tokens, index
                 if choice.number == 0:
@@ -209,32 +199,6 @@ class Batch:
         prompts = [part.sequence.state.arrays() for part in flight.parts if part.prompt and part.sequence.state]
         chosen = flight.sampled.arrays() if flight.sampled else []
         mx.async_eval(chosen, list(flight.finite.values()), prompts)
-
-    def _sampled(self, flight: Flight) -> Sampled:
-        choices, logits = flight.choices, flight.logits
-        errors: dict[int, Exception] = {}
-        if all(choice.sequence.options.plain and choice.sequence.constraint is None for choice in choices):
-            rows = [choice.logits for choice in choices]
-            whole = rows == list(range(logits.shape[0]))
-            tokens = mx.argmax(logits if whole else logits[mx.array(rows)], axis=-1)
-        else:
-            chosen = []
-            for index, choice in enumerate(choices):
-                try:
-                    chosen.append(_token(choice, logits[choice.logits : choice.logits + 1]))
-                except Exception as error:  # of a sampler or a constraint: its row's own affair
-                    errors[index] = error
-                    chosen.append(mx.zeros(1, mx.uint32))
-            tokens = mx.concatenate(chosen)
-        sampled = Sampled(tokens.astype(mx.uint32), errors=errors)
-        for index, choice in enumerate(choices):
-            asked = choice.sequence.options.logprobs
-            if asked is not None:
-                found = top_logprobs(logits[choice.logits], tokens[index], asked)
-                sampled.logprobs[index] = found[0]
-                if found[1] is not None:
-                    sampled.top[index] = found[1]
-        return sampled
 
     def _collect(self, flight: Flight) -> list[SequenceToken]:
         """Read a step's tokens from the device."""
@@ -297,25 +261,3 @@ class Batch:
             self._failed.append(each.fail(error))
         sequence.siblings = []
         self._scheduler.drop(sequence)
-
-
-def _token(choice: Choice, logits: mx.array) -> mx.array:
-    constraint = choice.sequence.constraint
-    allowed = None if constraint is None else constraint.allowed()
-    return choice.sequence.sampler(logits, choice.number, None if allowed is None else mx.array(np.asarray(allowed)))
-
-
-def _last_tokens(parts: list[Part]) -> mx.array:
-    """The tokens (T,) that decoding rows go on from, with their drafts."""
-    if not any(part.draft for part in parts):
-        arrays = {id(part.sequence.pending[0]) for part in parts}
-        if len(arrays) == 1:
-            tokens, indices = parts[0].sequence.pending[0], [part.sequence.pending[1] for part in parts]
-            return tokens if indices == list(range(tokens.size)) else tokens[mx.array(indices)]
-    found = []
-    for part in parts:
-        tokens, index = part.sequence.pending
-        found.append(tokens[index : index + 1])
-        if part.draft:
-            found.append(mx.array(part.draft, dtype=mx.uint32))
-    return mx.concatenate(found)
