@@ -65,7 +65,7 @@ def stream_generate(
         seed: the same seed gives the same answer.
         options: ``stop`` (a string or a list of them); the other fields of ``sampling.Sampling``;
             ``prefill_step_size``, ``rope``, ``prompt_cache``, ``media_cache`` and ``progress`` of
-            ``engine.EngineOptions``; ``kv_bits``, ``kv_group_size``, ``quantized_kv_start`` and ``max_kv_size``.
+            ``batch.EngineOptions``; ``kv_bits``, ``kv_group_size``, ``quantized_kv_start`` and ``max_kv_size``.
 
     Raises:
         Phi4Error: a bad argument, prompt or medium, before the first token.
