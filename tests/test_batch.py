@@ -10,7 +10,7 @@ import pytest
 from samples import MODES, decoded, run, sequence_of, tokens_of
 
 import mlx_phi4
-from mlx_phi4 import Phi4Error, PromptCache, Request, batch_generate
+from mlx_phi4 import MediaCache, Phi4Error, PromptCache, Request, batch_generate
 from mlx_phi4.generation.batch import Batch
 from mlx_phi4.generation.options import GenerationOptions
 from mlx_phi4.generation.sequence import Sequence
@@ -86,7 +86,7 @@ def test_rows_that_join_and_leave_at_random_get_what_they_get_alone(small_contex
 def test_half_precision_rows_stay_close_to_alone(checkpoint, dtype):
     """Kernels change with the number of tokens; what moves is within the dtype."""
     model, processor = mlx_phi4.load(checkpoint(), dtype=dtype)
-    requests = list(MODES.values()) * 2
+    requests = [MODES["text"], MODES["speech"], *[Request("A few words more. " * n) for n in (1, 3, 9)]]
     together = batch_generate(model, processor, requests, max_tokens=1, logprobs=0)
     for request, answer in zip(requests, together, strict=True):
         (one,) = batch_generate(model, processor, [request], max_tokens=1, logprobs=5)
@@ -378,13 +378,14 @@ def test_memory_of_a_batch_is_that_of_its_rows(loaded):
 def test_memory_does_not_grow_with_the_number_of_requests(loaded):
     """``benchmarks/memory.py`` counts a thousand."""
     model, processor = loaded()
-    requests = [*MODES.values()] * 3
+    media = MediaCache()
 
     def active():
-        batch_generate(model, processor, requests, max_tokens=3)
+        batch_generate(model, processor, list(MODES.values()) * 2, max_tokens=3, media_cache=media)
         return mx.get_active_memory()
 
+    active()
     first = active()
-    for _ in range(8):
+    for _ in range(12):
         last = active()
     assert last <= first
