@@ -34,7 +34,9 @@ def test_threads_get_what_they_get_alone(checkpoint):
     asked = [(request, {"temperature": 1.2, "seed": seed}) for request in MODES.values() for seed in (1, 2)]
     asked += [(MODES["text"], {}), (MODES["vision"], {"kv_bits": 8, "kv_group_size": 32})]
     with ThreadPoolExecutor(10) as pool:
-        tasks = [pool.submit(tokens_of, model, processor, request, max_tokens=6, **options) for request, options in asked]
+        tasks = [
+            pool.submit(tokens_of, model, processor, request, max_tokens=6, **options) for request, options in asked
+        ]
         together = pool.submit(batch_generate, model, processor, list(MODES.values()), max_tokens=6)
         found = [task.result()[0] for task in tasks]
     assert found == [tokens_of(model, processor, request, max_tokens=6, **options)[0] for request, options in asked]
