@@ -272,7 +272,7 @@ def no_medium_in(loaded, monkeypatch):
     return install
 
 
-@pytest.mark.parametrize("what", ["sampler", "constraint", "medium", "text"])
+@pytest.mark.parametrize("what", ["sampler", "constraint", "medium", "text", "draft", "wrong draft"])
 def test_what_breaks_in_one_row_ends_that_row_alone(loaded, no_medium_in, what):
     model, processor = loaded()
     rows = {mode: sequence_of(processor, request, max_tokens=6) for mode, request in MODES.items()}
@@ -288,11 +288,17 @@ def test_what_breaks_in_one_row_ends_that_row_alone(loaded, no_medium_in, what):
         rows[broken].constraint = OnlyEven(model.config.decoder.vocab_size, broken_at=2)
     elif what == "medium":
         no_medium_in("vision")
-    else:
+    elif what == "text":
         rows[broken].text.add = breaks
+    else:
+        rows[broken].draft = breaks if what == "draft" else lambda known: [10**6]
     last = {token.sequence: token for tokens in run(batch) for token in tokens}
     ended = last[rows[broken]]
-    assert ended.finish_reason == "error" and isinstance(ended.error, RuntimeError) and ended.token is None
+    assert (
+        ended.finish_reason == "error"
+        and isinstance(ended.error, Phi4Error if what == "wrong draft" else RuntimeError)
+        and ended.token is None
+    )
     for mode, row in rows.items():
         assert mode == broken or row.tokens == expected[mode]
 

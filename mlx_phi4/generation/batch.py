@@ -135,6 +135,9 @@ class Batch:
         """Submit the next step as far as its logits."""
         parts, embedded = [], []
         for part in self._scheduler.plan(self.model):
+            if part.error is not None:
+                self._fail(part.sequence, part.error)
+                continue
             try:
                 embedded.append(part.sequence.embed_piece(self.model, part.run.count) if part.prompt else None)
             except Exception as error:  # a medium that cannot be encoded is this row's own affair
