@@ -6,11 +6,13 @@ take turns, a step of generation each.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import mlx.core as mx
 
+Result = TypeVar("Result")
 _turn = threading.RLock()
 _streams: dict[str, mx.Stream] = {}  # by the device's name: equal devices have different hashes
 
@@ -32,6 +34,15 @@ def _stream(device: mx.Device) -> mx.Stream:
     if str(device) not in _streams:
         _streams[str(device)] = mx.new_thread_unsafe_stream(device)
     return _streams[str(device)]
+
+
+def finished(slices: Generator[None, None, Result]) -> Result:
+    """Run long work that pauses between its slices to its end."""
+    while True:
+        try:
+            next(slices)
+        except StopIteration as end:
+            return end.value
 
 
 def wire_memory() -> None:

@@ -140,6 +140,23 @@ def test_no_row_waits_longer_than_one_piece(shallow):
     assert sorted(gaps)[-2] == 1 and 9 <= max(gaps) <= 20 and crossing.finish_reason == "length"
 
 
+def test_rows_do_not_wait_for_all_of_a_picture(loaded):
+    """With ``media_slices`` a picture is encoded a few views a step; the answer is the same."""
+    model, processor = loaded()
+    views = np.zeros((1300, 1300, 3), np.uint8)  # nine crops and the global view
+    expected = tokens_of(model, processor, Request("What?", images=[views]), max_tokens=2)[0]
+    batch = Batch(model, media_slices=1)
+    text = sequence_of(processor, MODES["text"], text=False, max_tokens=30)
+    picture = sequence_of(processor, Request("What?", images=[views]), text=False, max_tokens=2)
+    batch.admit(text)
+    batch.step()
+    batch.admit(picture)
+    steps = [[token.sequence for token in tokens] for tokens in run(batch)]
+    first = next(number for number, step in enumerate(steps) if picture in step)
+    assert first >= 10 // 4 and all(text in step for step in steps[:first])
+    assert picture.tokens == expected
+
+
 def test_a_short_prompt_does_not_wait_for_a_long_one(shallow):
     model, _ = shallow
     batch = Batch(model)
@@ -262,11 +279,11 @@ def breaks(*args, **kwargs):
 def no_medium_in(loaded, monkeypatch):
     """A function (mode): media of requests in this mode cannot be encoded."""
     kind = type(loaded()[0])
-    embed = kind.embed_medium
+    embed = kind.embed_slices
 
     def install(mode):
         monkeypatch.setattr(
-            kind, "embed_medium", lambda self, item, of: breaks() if of == mode else embed(self, item, of)
+            kind, "embed_slices", lambda self, item, of: breaks() if of == mode else embed(self, item, of)
         )
 
     return install

@@ -36,6 +36,11 @@ def prepare_series(source):
     return Series(tuple(map(float, source)))
 
 
+def encode_series(model, item, projector):
+    yield  # as long work does between its slices
+    return model.series_projector(mx.array(item.values)[:, None])
+
+
 SERIES = Modality(
     kind="series",
     label="series",
@@ -48,7 +53,7 @@ SERIES = Modality(
     item=Series,
     held=lambda config: config.multimodal,
     modules=lambda config: {"series_projector": nn.Linear(1, config.decoder.hidden_size)},
-    encode=lambda model, item, projector: model.series_projector(mx.array(item.values)[:, None]),
+    encode=encode_series,
     adapter=None,
 )
 

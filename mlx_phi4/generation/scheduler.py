@@ -84,6 +84,9 @@ class Scheduler:
         parts, left = [], self.token_budget
         for _ in range(len(self.waiting)):
             sequence = self.waiting[0]
+            if sequence.unencoded is not None:
+                self.waiting.rotate(-1)
+                continue
             run = sequence.piece()
             if run.count > left and parts:
                 break
