@@ -11,6 +11,7 @@ from mlx_phi4.__main__ import main
 COMMANDS = {
     "generate": "--repetition-penalty",
     "chat": "--hide-thinking",
+    "server": "--allow-origin",
     "transcribe": "--clip-timestamps",
     "convert": "--adapter-bits",
     "cache_prompt": "--prefill-step-size",

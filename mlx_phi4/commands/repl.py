@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import Phi4Error, PromptError
+from ..generation.thoughts import Thoughts
 from . import cli
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 PROMPT = ">>> "
 DIM, PLAIN = "\x1b[2m", "\x1b[22m"
-OPEN, CLOSE = "<think>", "</think>"
 # what a terminal would obey: control characters but for tab and line feed, and C1's
 CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code not in (9, 10)} | {13: None}
 
@@ -37,30 +37,6 @@ HELP = """\
 /exit          end (as Ctrl-D does)
 //...          a message that begins with /
 Ctrl-C stops an answer."""
-
-
-class Thoughts:
-    """Tells ``<think>`` blocks from the rest of a text that comes in pieces; tags may straddle them."""
-
-    def __init__(self):
-        self.thinking = False
-        self._held = ""
-
-    def add(self, piece: str) -> list[tuple[str, bool]]:
-        """What is certain: pairs (text, whether it belongs to a block; tags do)."""
-        text, found = self._held + piece, []
-        while (tag := CLOSE if self.thinking else OPEN) in text:
-            end = text.index(tag) + (len(tag) if self.thinking else 0)
-            found.append((text[:end], self.thinking))
-            text, self.thinking = text[end:], not self.thinking
-        held = next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)
-        self._held = text[len(text) - held :]
-        return [(part, thought) for part, thought in [*found, (text[: len(text) - held], self.thinking)] if part]
-
-    def finish(self) -> list[tuple[str, bool]]:
-        """What was held back because a tag might have begun."""
-        held, self._held = self._held, ""
-        return [(held, self.thinking)] if held else []
 
 
 class Screen:
