@@ -16,6 +16,7 @@ from serving import running
 from mlx_phi4.commands.server import command, is_loopback
 
 COMMAND = [sys.executable, "-m", "mlx_phi4", "server", "--model", "phi4-tiny", "--port", "0"]
+STOP = signal.SIGTERM  # while MLX compiles a kernel for the CPU, the C library's system() lets SIGINT pass unheard
 LONG = {
     "model": "phi4-tiny",
     "messages": [{"role": "user", "content": "What is the capital of France?"}],
@@ -41,7 +42,7 @@ def process(*options):
 def test_a_request_a_log_line_and_an_end():
     with process("--log-json") as (started, url):
         assert httpx.get(f"{url}/health").json()["status"] == "ready"
-        started.send_signal(signal.SIGTERM)
+        started.send_signal(signal.SIGINT)
         out, err = started.communicate(timeout=20)
         assert (started.returncode, out) == (0, "")
         (line,) = err.splitlines()
@@ -55,7 +56,7 @@ def test_draining_refuses_ends_with_an_event_and_exits_with_0():
     ):
         lines = ask.iter_lines()
         next(lines)
-        started.send_signal(signal.SIGINT)
+        started.send_signal(STOP)
         time.sleep(0.3)
         health = httpx.get(f"{url}/health")
         assert (health.status_code, health.json()["status"]) == (503, "draining")
@@ -69,11 +70,12 @@ def test_draining_refuses_ends_with_an_event_and_exits_with_0():
 
 def test_a_second_signal_ends_at_once():
     with process() as (started, url), httpx.stream("POST", f"{url}/v1/chat/completions", json=LONG) as ask:
-        next(ask.iter_lines())
-        started.send_signal(signal.SIGINT)
+        lines = ask.iter_lines()
+        next(lines)
+        started.send_signal(STOP)
         time.sleep(0.3)
-        started.send_signal(signal.SIGINT)
-        assert started.wait(timeout=3) == 130
+        started.send_signal(STOP)
+        assert started.wait(timeout=3) == 128 + STOP
 
 
 def test_running_answers_are_finished():
@@ -108,8 +110,8 @@ def test_while_it_loads_it_says_so():
         (["--temperature", "nan"], "--temperature"),
         (["--max-rows", "0"], "--max-rows"),
         (["--api-key", " x "], "--api-key"),
-        (["--port", "99999"], "cannot listen"),
-        (["--port", "-1"], "cannot listen"),
+        (["--port", "99999"], "--port"),
+        (["--host", "no.such.host.invalid", "--api-key", "x"], "cannot listen"),
         (["--model", "no/such/folder"], "no such"),
     ],
 )
@@ -142,7 +144,8 @@ def test_loopback():
 
 def test_a_server_that_is_killed_leaves_nothing_to_mend():
     with process() as (started, url), httpx.stream("POST", f"{url}/v1/chat/completions", json=LONG) as ask:
-        next(ask.iter_lines())
+        lines = ask.iter_lines()
+        next(lines)
         os.kill(started.pid, signal.SIGKILL)
         assert started.wait(timeout=5) == -signal.SIGKILL
     with process() as (_, url):
