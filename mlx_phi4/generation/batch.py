@@ -47,6 +47,7 @@ class Batch:
     def __init__(self, model: Phi4, token_budget: int | None = None, media_slices: int | None = None):
         self.model = model
         self.steps = 0  # that were submitted
+        self.prompt_tokens = 0  # that went through the decoder
         self._fixed_budget, self._media_slices = token_budget, media_slices
         self._scheduler = Scheduler(token_budget or 0)
         self._flight: Flight | None = None
@@ -152,6 +153,7 @@ class Batch:
         if not parts:
             return None
         self.steps += 1
+        self.prompt_tokens += sum(part.run.count for part in parts if part.prompt)
         h = self._embed(parts, embedded)
         logits = self.model.forward(h, [part.run for part in parts])
         choices, row = [], 0
