@@ -104,7 +104,7 @@ def test_answers_under_load_and_pressure_are_those_alone(loaded, start, monkeypa
     for number, tokens in found.items():
         request, options = asked[number]
         assert tokens == tokens_of(model, processor, request, media_cache=media, **options)[0], number
-    assert counts["preemptions"] > 0 and counts["evictions"] > 0 and engine._rows.prefixes.hits > 0
+    assert counts["preemptions"] > 0 and counts["evictions"] > 0 and engine._rows.prefixes.hits > 0, counts
     assert max(held) <= budget and max(seen) <= budget
     deadline = time.monotonic() + 10
     while not engine.idle and time.monotonic() < deadline:

@@ -73,12 +73,12 @@ class Engine:
     @property
     def running(self) -> int:
         """Rows in the batch."""
-        return len(self._rows) if self._rows else 0
+        return len(self._rows) if self._rows is not None else 0
 
     @property
     def waiting(self) -> int:
         """Jobs in the queue, and rows that were put off."""
-        return len(self._queue) + (self._rows.put_off if self._rows else 0)
+        return len(self._queue) + (self._rows.put_off if self._rows is not None else 0)
 
     @property
     def idle(self) -> bool:
@@ -88,8 +88,8 @@ class Engine:
     def snapshot(self) -> Snapshot:
         """What it does now."""
         rows = self._rows
-        counts = Counter(rows.counts) if rows else Counter()
-        prefixes, used = (rows.prefixes.nbytes, rows.used) if rows else (0, 0)
+        counts = Counter(rows.counts) if rows is not None else Counter()
+        prefixes, used = (rows.prefixes.nbytes, rows.used) if rows is not None else (0, 0)
         return Snapshot(self.status, self.running, self.waiting, counts, prefixes, used)
 
     def room(self, row: Row) -> int:
@@ -142,7 +142,7 @@ class Engine:
     def _wait(self) -> float:
         """Seconds that what waits will take, by what was done so far."""
         seconds = time.monotonic() - self._began
-        done = self._rows.counts["tokens"] if self._rows else 0
+        done = self._rows.counts["tokens"] if self._rows is not None else 0
         left = sum(job.most_tokens for job in self._queue)
         return min(max(left * seconds / max(done, 1), SLOWEST), FASTEST)
 
@@ -154,11 +154,11 @@ class Engine:
             except Exception as error:
                 logging.getLogger(__name__).error("a step failed: %s: %s", type(error).__name__, error)
                 failed = ServerError("the step that this request was part of failed; it may be tried again", 500)
-                for job in self._rows.clear() if self._rows else ():
+                for job in self._rows.clear() if self._rows is not None else ():
                     job.end(failed)
         with self._changed:
             waiting, self._queue = list(self._queue), deque()
-        for job in [*(self._rows.clear() if self._rows else ()), *waiting]:
+        for job in [*(self._rows.clear() if self._rows is not None else ()), *waiting]:
             job.end(ServerError("the server is stopping", 503))
 
     def _turn(self) -> None:
@@ -185,7 +185,8 @@ class Engine:
             logging.getLogger(__name__).info("idle: the weights were let go")
 
     def _idle_now(self) -> bool:
-        return not (self._rows and self._rows.active) and not self._queue and not self._cancelled and not self._stopped
+        active = self._rows is not None and self._rows.active
+        return not (active or self._queue or self._cancelled or self._stopped)
 
     def _next(self) -> Job | None:
         """The oldest job that waits, if there is room for it now."""

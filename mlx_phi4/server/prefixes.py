@@ -13,7 +13,7 @@ from ..inputs.processor import Row
 LEAST = 16  # tokens that are worth a look
 
 
-@dataclass
+@dataclass(eq=False)
 class Prefix:
     """One finished sequence: ids (L,), its state, what stood where, and under which salt."""
 

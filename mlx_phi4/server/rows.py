@@ -183,6 +183,8 @@ class Rows:
     def clear(self) -> list[Job]:
         """Forget all rows after a step that failed; their jobs, each once."""
         jobs = list(dict.fromkeys(job for job, _ in self._jobs.values()))
+        for sequence in self._jobs:
+            sequence.state = None  # nothing of it may be kept
         self._batch.close()
         self._batch, self._jobs, self._put_off = self._new_batch(), {}, deque()
         mx.clear_cache()
