@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 from .config import Config
 from .decoder.decoder import Decoder
 from .decoder.state import RowState, Run
-from .device import exclusive, finished
+from .device import enter_thread, exclusive, finished
 from .inputs.processor import Inputs, Row
 from .modalities import MODALITIES, Medium, Slices, modality_of
 
@@ -101,6 +101,7 @@ class Phi4(nn.Module):
 
         They are computed once, by whichever thread comes first: a lazy array must not be computed by two at once.
         """
+        enter_thread()
         for part in set(parts) - self._ready:
             with exclusive():
                 for module in self._modules(part):

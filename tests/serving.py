@@ -20,6 +20,7 @@ class Running:
 
     def __init__(self, service: Service, url: str, server: Server):
         self.service, self.url, self.server = service, url, server
+        self.loaded = ()  # model and processor
         self.http = httpx.Client(base_url=url, timeout=30)
         self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=30)
 
@@ -41,7 +42,7 @@ class Running:
 
 
 @contextmanager
-def running(model="phi4-tiny", engine=None, grace=5.0, **settings):
+def running(model="phi4-tiny", limits=None, max_queue=256, grace=5.0, **settings):
     """A server of this model for as long as the block runs."""
     service = Service(Settings(**{"hosts": LOCAL} | settings))
     loaded = model if isinstance(model, tuple) else mlx_phi4.load(model)
@@ -49,12 +50,13 @@ def running(model="phi4-tiny", engine=None, grace=5.0, **settings):
     server = Server(service, grace=grace)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
-    made = Engine(*loaded, **(engine or {}))
+    made = Engine(*loaded, limits, max_queue=max_queue)
     made.start()
     service.open("phi4-tiny", made)
     while not server.started:
         time.sleep(0.005)
     here = Running(service, address_of(bound), server)
+    here.loaded = loaded
     try:
         yield here
     finally:

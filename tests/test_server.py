@@ -9,6 +9,8 @@ import openai
 import pytest
 from serving import running
 
+from mlx_phi4.server.rows import Limits
+
 MEDIA = Path(__file__).parents[1] / "examples" / "media"
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 LONG = {"model": "phi4-tiny", "messages": CAPITAL, "max_tokens": 3000, "extra_body": {"min_tokens": 3000}}
@@ -191,7 +193,7 @@ def test_a_client_that_leaves_before_its_answer_frees_its_row(server):
 
 
 def test_a_client_that_leaves_the_queue_is_forgotten():
-    with running(engine={"max_rows": 1}) as server:
+    with running(limits=Limits(rows=1)) as server:
         stream = server.openai.chat.completions.create(stream=True, **LONG)
         next(iter(stream))
         with pytest.raises(openai.APITimeoutError):
@@ -205,7 +207,7 @@ def test_a_client_that_leaves_the_queue_is_forgotten():
 
 
 def test_a_full_queue_is_429_with_the_time_to_come_again():
-    with running(engine={"max_rows": 1, "max_queue": 1}) as server:
+    with running(limits=Limits(rows=1), max_queue=1) as server:
         streams = [server.openai.chat.completions.create(stream=True, **LONG)]
         next(iter(streams[0]))
         streams.append(server.openai.chat.completions.create(stream=True, **LONG))

@@ -58,7 +58,7 @@ def test_a_stream_tells_each_segment(server, long_recording):
     events = list(hear(server, long_recording, stream=True))
     deltas = [event.delta for event in events if event.type == "transcript.text.delta"]
     assert len(deltas) > 1 and events[-1].type == "transcript.text.done"
-    expected = transcribe(long_recording, server.engine.model, processor=server.service.processor).text
+    expected = transcribe(long_recording, server.loaded[0], processor=server.loaded[1]).text
     assert "".join(deltas) == events[-1].text == expected == hear(server, long_recording).text
 
 

@@ -1,5 +1,7 @@
 """A loaded model belongs to no thread, and a request changes nothing that another could notice."""
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -101,3 +103,16 @@ def test_the_lock_is_free_after_an_answer(loaded):
     )
     thread.start()
     assert answered.wait(30)
+
+
+def test_a_process_may_end_with_its_thread():
+    """Streams that MLX made for a thread that had just ended used to abort the process, every fourth time."""
+    script = (
+        "import threading\nfrom mlx_phi4 import generate, load\nmodel, processor = load('phi4-tiny')\n"
+        "threads = [threading.Thread(target=generate, args=(model, processor, 'hi')) for _ in range(3)]\n"
+        "[thread.start() for thread in threads]\n[thread.join() for thread in threads]\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE) for _ in range(6)]
+    for process in processes:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err

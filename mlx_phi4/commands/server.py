@@ -18,6 +18,9 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 @click.option("--temperature", default=0.0, show_default=True, help="Of requests that name none.")
 @click.option("--max-rows", default=32, show_default=True, help="Answers that are computed at once.")
 @click.option("--max-queue", default=256, show_default=True, help="Requests that may wait; more are answered 429.")
+@click.option("--memory-limit", type=float, help="GB of all, weights included.  [default: what the machine recommends]")
+@click.option("--max-stall-ms", type=float, help="Longest wait of an answer for others' prompts.")
+@click.option("--idle-unload", type=float, metavar="SECONDS", help="Let the weights go when nobody asked for so long.")
 @click.option("--max-body-mb", default=64.0, show_default=True, help="Largest request, in megabytes.")
 @click.option("--grace", default=30.0, show_default=True, help="Seconds to finish answers when stopped.")
 @click.option("--allow-origin", "origins", multiple=True, help="A web page that may call, or *; repeatable.")
@@ -25,11 +28,25 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 @click.option("--root-path", default="", help="Path under which a proxy shows the server.")
 @click.option("--reasoning-in-content", is_flag=True, help="Leave <think> blocks in the answers' text.")
 @click.option("--log-json", is_flag=True, help="Log lines as JSON.")
-def main(model, host, port, log_json, grace, root_path, max_rows, max_queue, **options):
+def main(
+    model,
+    host,
+    port,
+    log_json,
+    grace,
+    root_path,
+    max_rows,
+    max_queue,
+    memory_limit,
+    max_stall_ms,
+    idle_unload,
+    **options,
+):
     """Serve a Phi-4 model to any client of OpenAI's protocol.
 
     Standard output tells where, once the model is loaded; standard error gets a line for each request.
     """
+    _check_positive(memory_limit=memory_limit, max_stall_ms=max_stall_ms, idle_unload=idle_unload)
     settings = _settings(host, max_rows, max_queue, **options)
     try:
         from ..server.guard import log_to_stderr
@@ -41,10 +58,17 @@ def main(model, host, port, log_json, grace, root_path, max_rows, max_queue, **o
         raise Phi4Error(f'the server needs {error.name}: pip install "mlx_phi4[server]"') from None
 
     def open_engine():
+        from functools import partial
+
         from ..loading import load
         from ..server.engine import Engine
+        from ..server.rows import Limits
 
-        return Engine(*load(model, lazy=False), max_rows=max_rows, max_queue=max_queue)
+        memory = None if memory_limit is None else int(memory_limit * 1e9)
+        limits = Limits(max_rows, memory, stall=None if max_stall_ms is None else max_stall_ms / 1000)
+        reload = partial(load, model, lazy=False, quiet=True)
+        loaded = load(model, lazy=False)
+        return Engine(*loaded, limits, max_queue=max_queue, reload=reload, idle_unload=idle_unload)
 
     log_to_stderr(log_json)
     serve(model, Service(Settings(**settings)), listen(host, port), open_engine, grace=grace, root_path=root_path)
@@ -72,6 +96,13 @@ def _settings(host: str, max_rows: int, max_queue: int, *, api_key, temperature,
         "max_rows": max_rows,
         **rest,
     }
+
+
+def _check_positive(**options: float | None) -> None:
+    """Raises Phi4Error."""
+    for name, value in options.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise Phi4Error(f"--{name.replace('_', '-')} is {value}, expected a number above 0")
 
 
 def is_loopback(host: str) -> bool:

@@ -47,6 +47,7 @@ class Batch:
     def __init__(self, model: Phi4, token_budget: int | None = None, media_slices: int | None = None):
         self.model = model
         self.steps = 0  # that were submitted
+        self.prompt_tokens = 0  # that went through the decoder
         self._fixed_budget, self._media_slices = token_budget, media_slices
         self._scheduler = Scheduler(token_budget or 0)
         self._flight: Flight | None = None
@@ -91,6 +92,11 @@ class Batch:
         sequence.finish_reason = sequence.finish_reason or "cancelled"
         with exclusive():
             sequence.leave()
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Take a row out and let its memory go. Admitted again later it is computed again: its answer is the same."""
+        self._scheduler.drop(sequence)
+        sequence.put_off()
 
     def close(self) -> None:
         """End all rows and take no more."""
@@ -147,6 +153,7 @@ class Batch:
         if not parts:
             return None
         self.steps += 1
+        self.prompt_tokens += sum(part.run.count for part in parts if part.prompt)
         h = self._embed(parts, embedded)
         logits = self.model.forward(h, [part.run for part in parts])
         choices, row = [], 0
@@ -203,7 +210,7 @@ class Batch:
     def _choose(self, flight: Flight) -> None:
         """Submit the choice of tokens, and have the device begin."""
         flight.submitted = True
-        choices = flight.choices = [choice for choice in flight.choices if not choice.sequence.finish_reason]
+        choices = flight.choices = [choice for choice in flight.choices if choice.wanted]
         if choices:
             flight.sampled = choose(choices, flight.logits)
             for index, choice in enumerate(choices):
@@ -228,10 +235,9 @@ class Batch:
         found, values = [], flight.sampled.tokens.tolist()
         by_row: dict[Sequence, list[int]] = {}
         for index, choice in enumerate(flight.choices):
-            by_row.setdefault(choice.sequence, []).append(index)
+            if choice.wanted:
+                by_row.setdefault(choice.sequence, []).append(index)
         for sequence, indices in by_row.items():
-            if sequence.finish_reason:
-                continue
             found += self._read(sequence, indices, values, flight)
         return found
 

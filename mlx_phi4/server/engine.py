@@ -3,33 +3,65 @@
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from ..generation.batch import Batch
-from ..generation.sequence import Sequence, SequenceToken
-from ..inputs.processor import Processor
+from ..inputs.processor import Processor, Row
 from ..model import Phi4
-from .jobs import Delivery, Job, ServerError
+from .jobs import Job, ServerError
+from .rows import Limits, Rows
 
-HEARTBEAT = 30.0  # seconds without a sign of life after which the thread counts as dead
+HEARTBEAT = 60.0  # seconds without a sign of life after which the thread counts as dead
 IDLE = 0.5  # seconds between two looks at an empty queue
+SLOWEST, FASTEST = 1.0, 600.0  # seconds, bounds of what a client is told to wait
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the engine does now, for health and metrics. ``status`` is loading, ready, draining or failed."""
+
+    status: str
+    running: int
+    waiting: int
+    counts: Counter
+    prefix_bytes: int
+    row_bytes: int
 
 
 class Engine:
-    """Owns the model's batch. Any thread may submit and cancel."""
+    """Owns the model's rows. Any thread may submit and cancel.
 
-    def __init__(self, model: Phi4, processor: Processor, *, max_rows: int = 32, max_queue: int = 256):
-        self.model, self.processor = model, processor
-        self._max_rows, self._max_queue = max_rows, max_queue
+    Args:
+        limits: how many rows at once, and how much memory.
+        max_queue: jobs that may wait.
+        reload: gives model and processor again after ``idle_unload`` seconds without work let the weights go.
+    """
+
+    def __init__(
+        self,
+        model: Phi4,
+        processor: Processor,
+        limits: Limits | None = None,
+        *,
+        max_queue: int = 256,
+        reload: Callable[[], tuple[Phi4, Processor]] | None = None,
+        idle_unload: float | None = None,
+    ):
+        self.processor, self.limits = processor, limits or Limits()
+        self._rows: Rows | None = Rows(model, processor, self.limits)
+        self._budget = self._rows.budget
+        self._max_queue, self._reload, self._idle_unload = max_queue, reload, idle_unload
         self._changed = threading.Condition()
         self._queue: deque[Job] = deque()
         self._cancelled: list[Job] = []
-        self._jobs: dict[Sequence, tuple[Job, int]] = {}
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._draining = self._stopped = False
-        self._beat = time.monotonic()
+        self._beat = self._used = time.monotonic()
+        self._began = time.monotonic()
 
     def start(self) -> None:
+        """Begin to compute."""
         self._thread.start()
 
     @property
@@ -41,22 +73,49 @@ class Engine:
     @property
     def running(self) -> int:
         """Rows in the batch."""
-        return len(self._jobs)
+        return len(self._rows) if self._rows is not None else 0
 
     @property
     def waiting(self) -> int:
-        """Jobs in the queue."""
-        return len(self._queue)
+        """Jobs in the queue, and rows that were put off."""
+        return len(self._queue) + (self._rows.put_off if self._rows is not None else 0)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs and nothing waits."""
+        return not self.running and not self.waiting
+
+    def snapshot(self) -> Snapshot:
+        """What it does now."""
+        rows = self._rows
+        counts = Counter(rows.counts) if rows is not None else Counter()
+        prefixes, used = (rows.prefixes.nbytes, rows.used) if rows is not None else (0, 0)
+        return Snapshot(self.status, self.running, self.waiting, counts, prefixes, used)
+
+    def room(self, row: Row) -> int:
+        """Most tokens that can follow a prompt, by the context and by the memory; 0 if none."""
+        context = self.processor.config.decoder.max_position_embeddings
+        return max(min(context, self._budget.longest) - len(row.ids), 0)
 
     def submit(self, job: Job) -> None:
-        """Queue a job. Raises ServerError: the queue is full, the server stops, or the job can never fit."""
-        for options in job.answers:
-            Sequence(job.row, options, self.processor.tokenizer).check(self.model)
+        """Queue a job. Raises Phi4Error: it can never be served; or ServerError: not now."""
+        context = self.processor.config.decoder.max_position_embeddings
+        if job.most_tokens > context:
+            answer = job.most_tokens - job.prompt_tokens
+            raise ServerError(
+                f"a prompt of {job.prompt_tokens} tokens and max_tokens {answer} exceed the context of {context}"
+            )
+        needed = self._budget.tokens(job.most_tokens)
+        if needed > self._budget.total:
+            raise ServerError(
+                f"prompt and answer of {job.most_tokens} tokens take {needed / 1e6:.1f} MB of memory; the server has "
+                f"{self._budget.total / 1e6:.1f} MB for all requests"
+            )
         with self._changed:
             if self._draining or self._stopped:
                 raise ServerError("the server is stopping", 503)
             if len(self._queue) >= self._max_queue:
-                raise ServerError("too many requests are waiting", 429, retry_after=5)
+                raise ServerError(f"{len(self._queue)} requests are waiting", 429, self._wait())
             self._queue.append(job)
             self._changed.notify_all()
 
@@ -72,83 +131,71 @@ class Engine:
         with self._changed:
             self._draining = True
 
-    @property
-    def idle(self) -> bool:
-        """Whether nothing runs and nothing waits."""
-        return not self._jobs and not self._queue
-
     def stop(self) -> None:
         """End what runs with an error, and the thread."""
         with self._changed:
             self._draining = self._stopped = True
             self._changed.notify_all()
-        self._thread.join(timeout=60)
+        if self._thread.is_alive():
+            self._thread.join(timeout=HEARTBEAT)
+
+    def _wait(self) -> float:
+        """Seconds that what waits will take, by what was done so far."""
+        seconds = time.monotonic() - self._began
+        done = self._rows.counts["tokens"] if self._rows is not None else 0
+        left = sum(job.most_tokens for job in self._queue)
+        return min(max(left * seconds / max(done, 1), SLOWEST), FASTEST)
 
     def _run(self) -> None:
-        batch = Batch(self.model, media_slices=1)
         while not self._stopped:
             self._beat = time.monotonic()
             try:
-                self._turn(batch)
+                self._turn()
             except Exception as error:
-                logging.getLogger(__name__).exception("a step failed")
-                batch = Batch(self.model, media_slices=1)
-                self._fail_all(ServerError(f"the step of this request failed: {type(error).__name__}", 500))
-        self._fail_all(ServerError("the server is stopping", 503))
-
-    def _turn(self, batch: Batch) -> None:
+                logging.getLogger(__name__).error("a step failed: %s: %s", type(error).__name__, error)
+                failed = ServerError("the step that this request was part of failed; it may be tried again", 500)
+                for job in self._rows.clear() if self._rows is not None else ():
+                    job.end(failed)
         with self._changed:
-            if not batch.active and not self._queue and not self._cancelled:
+            waiting, self._queue = list(self._queue), deque()
+        for job in [*(self._rows.clear() if self._rows is not None else ()), *waiting]:
+            job.end(ServerError("the server is stopping", 503))
+
+    def _turn(self) -> None:
+        with self._changed:
+            if self._idle_now():
                 self._changed.wait(IDLE)
             cancelled, self._cancelled = self._cancelled, []
             self._queue = deque(job for job in self._queue if not job.cancelled)
-            admitted = []
-            while self._queue and len(self._jobs) + sum(len(job.answers) for job in admitted) < self._max_rows:
-                admitted.append(self._queue.popleft())
+            wanted = bool(self._queue)
+        if self._rows is None:
+            if not wanted:
+                return
+            self._load_again()
         for job in cancelled:
-            for sequence in job.sequences:
-                if self._jobs.pop(sequence, None):
-                    batch.retire(sequence)
-        for job in admitted:
-            self._admit(batch, job)
-        for token in batch.step():
-            self._deliver(token)
+            self._rows.cancel(job)
+        self._rows.come_back()
+        while (job := self._next()) is not None:
+            self._rows.admit(job)
+        if self._rows.active:
+            self._used = time.monotonic()
+            self._rows.step()
+        elif self._idle_unload is not None and time.monotonic() - self._used > self._idle_unload:
+            self._rows = None
+            logging.getLogger(__name__).info("idle: the weights were let go")
 
-    def _admit(self, batch: Batch, job: Job) -> None:
-        job.sequences = [Sequence(job.row, options, self.processor.tokenizer) for options in job.answers]
-        for index, sequence in enumerate(job.sequences):
-            self._jobs[sequence] = job, index
-        batch.admit(*job.sequences)
+    def _idle_now(self) -> bool:
+        active = self._rows is not None and self._rows.active
+        return not (active or self._queue or self._cancelled or self._stopped)
 
-    def _deliver(self, token: SequenceToken) -> None:
-        job, index = self._jobs.get(token.sequence, (None, 0))
-        if job is None:
-            return
-        job.cached_tokens = token.sequence.reused
-        if token.finish_reason is not None:
-            del self._jobs[token.sequence]
-        last = token.finish_reason is not None and not any(each in self._jobs for each in job.sequences)
-        job.deliver(
-            Delivery(
-                index,
-                token.text,
-                token.token,
-                token.logprob,
-                token.top_logprobs,
-                token.finish_reason,
-                token.error,
-                last,
-            )
-        )
-
-    def _fail_all(self, error: ServerError) -> None:
+    def _next(self) -> Job | None:
+        """The oldest job that waits, if there is room for it now."""
         with self._changed:
-            waiting, self._queue = list(self._queue), deque()
-        running = {job: None for job, _ in self._jobs.values()}
-        self._jobs = {}
-        for job in [*running, *waiting] if self._stopped else running:
-            for index in range(len(job.answers)):
-                job.deliver(Delivery(index, finish_reason="error", error=error, last=index == len(job.answers) - 1))
-        if not self._stopped:
-            with self._changed:
-                self._queue.extendleft(reversed(waiting))
+            if self._queue and self._rows.fits(self._queue[0]):
+                return self._queue.popleft()
+            return None
+
+    def _load_again(self) -> None:
+        model, self.processor = self._reload()
+        self._rows = Rows(model, self.processor, self.limits)
+        self._used = time.monotonic()

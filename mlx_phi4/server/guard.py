@@ -159,7 +159,7 @@ class Line:
         service.metrics.requests.labels(endpoint, str(status)).inc()
         service.metrics.length.observe(seconds)
         facts = {"method": self.method, "path": self.path[:200], "status": status, "seconds": round(seconds, 3)}
-        log.info("%s", "", extra={"facts": facts | self.facts})
+        log.info("a request", extra={"facts": facts | self.facts})
 
 
 KNOWN_PATHS = (
@@ -230,11 +230,19 @@ def urlsplit_host(origin: str) -> str | None:
     return parts.netloc.lower() if parts.scheme in ("http", "https") else None
 
 
+class ToStderr(logging.Handler):
+    """Writes lines where standard error is now."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed: nobody reads the log
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+
+
 def log_to_stderr(as_json: bool) -> None:
     """One line for each record, on standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = ToStderr()
     handler.setFormatter(LineFormatter(as_json))
     for name in ("mlx_phi4", "uvicorn", "asyncio"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-    log.setLevel(logging.INFO)
+        logging.getLogger(name).handlers = [handler]
+    logging.getLogger("mlx_phi4").setLevel(logging.INFO)

@@ -15,6 +15,7 @@ from ..transcription.transcriber import Transcriber
 from ..transcription.transcript import Segment, Transcript
 from .engine_pool import EnginePool, Stopped
 from .errors import RequestError
+from .jobs import ServerError
 from .service import Service, note
 from .wire import ClientGone
 
@@ -91,7 +92,7 @@ class Hearing:
         """The work of a thread."""
         service, path = self._service, Path(self._recording.file.name)
         results = self._recording.transcriber(
-            service.engine.model,
+            None,  # the pool has it
             service.processor,
             [path],
             heard=lambda index, segment: heard(segment),
@@ -102,7 +103,9 @@ class Hearing:
         return result
 
 
-def _file_error(failure: Failure) -> RequestError:
+def _file_error(failure: Failure) -> ServerError:
     """What is wrong with an upload, without the path of its copy."""
+    if isinstance(failure.error, ServerError):
+        return failure.error
     line = re.sub(r"\S*mlx_phi4-\w+: ", "", failure.line("file"))
     return RequestError(f"file: {line.removeprefix('file: ')}", param="file", code="invalid_media")

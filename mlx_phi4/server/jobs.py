@@ -1,5 +1,6 @@
 """What the HTTP side hands to the engine thread, and what comes back."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -53,7 +54,13 @@ class Job:
     salt: str = ""
     cached_tokens: int = 0  # prompt tokens that were there already; known once the first answer began
     sequences: list[Sequence] = field(default_factory=list)
+    open: int = 0  # answers that have not ended
     cancelled: bool = False
+    submitted_at: float = field(default_factory=time.monotonic)
+    admitted_at: float | None = None
+
+    def __post_init__(self):
+        self.open = len(self.answers)
 
     @property
     def prompt_tokens(self) -> int:
@@ -63,3 +70,16 @@ class Job:
     def completion_tokens(self) -> int:
         """Of all answers so far, end tokens included."""
         return sum(len(sequence.tokens) for sequence in self.sequences)
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of its longest row, if no answer ends before its limit."""
+        return self.prompt_tokens + max(options.max_tokens for options in self.answers)
+
+    def end(self, error: Exception) -> None:
+        """Tell every answer that is open that there will be no more of it."""
+        ended = {index for index, sequence in enumerate(self.sequences) if sequence.finish_reason in ("stop", "length")}
+        left = [index for index in range(len(self.answers)) if index not in ended]
+        self.open = 0
+        for index in left:
+            self.deliver(Delivery(index, finish_reason="error", error=error, last=index == left[-1]))

@@ -37,6 +37,15 @@ class Metrics:
         gauges = {
             "running_rows": ("Rows in the batch", lambda: engine.running),
             "waiting_requests": ("Requests in the engine's queue", lambda: engine.waiting),
+            "prefix_bytes": (
+                "Keys and values that later prompts may begin with",
+                lambda: engine.snapshot().prefix_bytes,
+            ),
+            "row_bytes": ("Keys and values of rows", lambda: engine.snapshot().row_bytes),
+            "evictions": ("Prefixes that made way", lambda: engine.snapshot().counts["evictions"]),
+            "preemptions": ("Rows that were put off", lambda: engine.snapshot().counts["preemptions"]),
+            "steps": ("Steps of the decoder", lambda: engine.snapshot().counts["steps"]),
+            "row_steps": ("Rows of all steps; by steps, the batch size", lambda: engine.snapshot().counts["row_steps"]),
             "active_bytes": ("Memory in use by arrays", mx.get_active_memory),
             "cached_bytes": ("Freed memory that is kept for the next arrays", mx.get_cache_memory),
         }
@@ -62,8 +71,7 @@ class Metrics:
             self.first_token.observe(now - submitted)
             self.prompt_tokens.labels(mode).inc(job.prompt_tokens)
             self.cached_tokens.labels(mode).inc(job.cached_tokens)
-            admitted = min((each.admitted_at for each in job.sequences if each.admitted_at), default=submitted)
-            self.queued.observe(max(0.0, admitted - submitted))
+            self.queued.observe(max(0.0, (job.admitted_at or job.submitted_at) - job.submitted_at))
         elif delivery.answer in last:
             self.next_token.observe(now - last[delivery.answer])
         last[delivery.answer] = now

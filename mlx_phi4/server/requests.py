@@ -1,6 +1,6 @@
 """The bodies of chat and text completions: tables of their parameters, and what they ask of the engine."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,10 +99,22 @@ class Ask:
         return self.rows[0].mode
 
 
-def read_chat(given: Mapping[str, Any], names: ModelNames, processor: Processor, temperature: float) -> Ask:
+@dataclass(frozen=True)
+class Reader:
+    """What is known before a body is read: the names and the processor of the model, the temperature of requests that
+    name none, and ``room``, the most tokens that can follow a row.
+    """
+
+    names: ModelNames
+    processor: Processor
+    temperature: float
+    room: Callable[[Row], int]
+
+
+def read_chat(given: Mapping[str, Any], reader: Reader) -> Ask:
     """A chat completion's body. Raises RequestError, PromptError."""
     found = fields.read_fields(CHAT, given)
-    adapter = names.adapter(fields.required(found, "model"))
+    adapter = reader.names.adapter(fields.required(found, "model"))
     messages = fields.required(found, "messages")
     if "max_completion_tokens" in found:
         if "max_tokens" in found:
@@ -113,38 +125,40 @@ def read_chat(given: Mapping[str, Any], names: ModelNames, processor: Processor,
     if "top_logprobs" in found and not found.get("logprobs"):
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
     logprobs = found.get("top_logprobs", 0) if found.get("logprobs") else None
-    row = processor.row(Request(read_messages(messages), adapter=adapter))
-    return _ask(found, [row], processor, temperature, logprobs)
+    row = reader.processor.row(Request(read_messages(messages), adapter=adapter))
+    return _ask(found, [row], reader, logprobs)
 
 
-def read_completion(given: Mapping[str, Any], names: ModelNames, processor: Processor, temperature: float) -> Ask:
+def read_completion(given: Mapping[str, Any], reader: Reader) -> Ask:
     """A text completion's body. Raises RequestError, PromptError."""
     found = fields.read_fields(COMPLETION, given)
-    adapter = names.adapter(fields.required(found, "model"))
+    adapter = reader.names.adapter(fields.required(found, "model"))
     if found.get("best_of", found.get("n", 1)) != found.get("n", 1):
         raise fields.unsupported("best_of", "is supported only where it equals n")
-    prompts = _prompts(fields.required(found, "prompt"), processor)
+    prompts = _prompts(fields.required(found, "prompt"), reader.processor)
     if len(prompts) * found.get("n", 1) > MOST_ANSWERS:
         raise RequestError(f"{len(prompts)} prompts of n answers each; at most {MOST_ANSWERS} in all", param="n")
     rows = [
-        processor.row(Request(each, raw=True, adapter=adapter)) if isinstance(each, str) else Row(each, adapter=adapter)
+        reader.processor.row(Request(each, raw=True, adapter=adapter))
+        if isinstance(each, str)
+        else Row(each, adapter=adapter)
         for each in prompts
     ]
-    return _ask(found, rows, processor, temperature, found.get("logprobs"))
+    return _ask(found, rows, reader, found.get("logprobs"))
 
 
-def _ask(found: dict[str, Any], rows: list[Row], processor: Processor, temperature: float, logprobs: int | None) -> Ask:
+def _ask(found: dict[str, Any], rows: list[Row], reader: Reader, logprobs: int | None) -> Ask:
     stream = found.get("stream", False)
     if "stream_options" in found and not stream:
         raise RequestError("stream_options needs stream: true", param="stream_options", code="invalid_value")
     table = {"include_usage": boolean, "include_obfuscation": one_of(False)}
     options = fields.read_fields(table, found.get("stream_options", {}), "stream_options.")
-    vocabulary = processor.config.decoder.vocab_size
+    vocabulary = reader.processor.config.decoder.vocab_size
     if beyond := [token for token in found.get("logit_bias", {}) if token >= vocabulary]:
         raise fields.wrong("logit_bias", beyond[0], f"token ids below {vocabulary}")
-    sampling = {"temperature": temperature} | {name: found[name] for name in _SAMPLING if name in found}
+    sampling = {"temperature": reader.temperature} | {name: found[name] for name in _SAMPLING if name in found}
     answers = [
-        _answers(row, found, sampling | {"logprobs": logprobs, "stop": found.get("stop")}, processor) for row in rows
+        _answers(row, found, sampling | {"logprobs": logprobs, "stop": found.get("stop")}, reader) for row in rows
     ]
     return Ask(
         model=found["model"],
@@ -157,11 +171,11 @@ def _ask(found: dict[str, Any], rows: list[Row], processor: Processor, temperatu
     )
 
 
-def _answers(row: Row, found: dict[str, Any], options: dict, processor: Processor) -> list[GenerationOptions]:
-    context, length = processor.config.decoder.max_position_embeddings, len(row.ids)
+def _answers(row: Row, found: dict[str, Any], options: dict, reader: Reader) -> list[GenerationOptions]:
+    context, length, room = reader.processor.config.decoder.max_position_embeddings, len(row.ids), reader.room(row)
     if length >= context:
         raise PromptError(f"the prompt has {length} tokens; the context holds {context} with the answer")
-    limit = found.get("max_tokens", context - length)
+    limit = found.get("max_tokens", max(room, 1))  # without any room the engine says what is lacking
     if length + limit > context:
         name = "max_completion_tokens" if "max_completion_tokens" in found else "max_tokens"
         raise RequestError(

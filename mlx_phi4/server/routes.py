@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from .answers import ChatForm, TextForm
 from .errors import RequestError, error_body, status_of
-from .requests import Ask, read_chat, read_completion
+from .requests import Ask, Reader, read_chat, read_completion
 from .service import Asked, Service, note
 from .wire import EventStream, Json, dumps, read_object, server_sent, unless_gone
 
@@ -45,7 +45,8 @@ class Routes:
         """/health"""
         service = self.service
         engine, status = service.engine, service.status
-        rows = {"running": engine.running if engine else 0, "waiting": engine.waiting if engine else 0}
+        running, waiting = (0, 0) if engine is None else (engine.running, engine.waiting)
+        rows = {"running": running, "waiting": waiting}
         return Json({"status": status} | rows, 200 if status == "ready" else 503)
 
     async def metrics(self, request: Request) -> Response:
@@ -71,7 +72,8 @@ class Routes:
 
     def _read(self, body: bytes, read: Callable[..., Ask]) -> Ask:
         service = self.service
-        return read(read_object(body), service.names, service.processor, service.settings.temperature)
+        reader = Reader(service.names, service.processor, service.settings.temperature, service.engine.room)
+        return read(read_object(body), reader)
 
     async def _whole(self, asked: Asked, form: Callable, scope: dict) -> dict:
         try:

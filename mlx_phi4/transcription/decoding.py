@@ -72,12 +72,13 @@ class AudioChunk:
 class SegmentDecoder:
     """Turns a stream of pieces, of one recording or of many, into segments.
 
-    ``pool`` makes what answers the pieces, with the methods of ``AnswerPool``; None is a batch of this decoder's own.
+    ``pool`` makes what answers the pieces, with the methods of ``AnswerPool``; None is a batch of this decoder's own,
+    for which it needs the model.
     """
 
     def __init__(
         self,
-        model: "Phi4",
+        model: "Phi4 | None",
         processor: "Processor",
         question: Question,
         options: DecodingOptions,

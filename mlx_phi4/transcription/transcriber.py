@@ -67,7 +67,7 @@ class Transcriber:
 
     def __call__(
         self,
-        model: "Phi4",
+        model: "Phi4 | None",
         processor: "Processor",
         sources: Sequence[Any],
         *,
