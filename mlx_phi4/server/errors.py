@@ -5,8 +5,8 @@ import math
 from ..errors import MediaError, Phi4Error, PromptError
 from .jobs import ServerError
 
-KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-CODES = {
+ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+ERROR_CODES = {
     401: "invalid_api_key",
     404: "not_found",
     405: "method_not_allowed",
@@ -36,8 +36,8 @@ def error_body(error: Exception) -> dict:
     """``{"error": {"message", "type", "param", "code"}}``; nothing of internals."""
     status = status_of(error)
     message = " ".join(str(error).split()) if isinstance(error, Phi4Error) else f"{type(error).__name__} in the server"
-    kind = KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-    code = getattr(error, "code", None) or CODES.get(status)
+    kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    code = getattr(error, "code", None) or ERROR_CODES.get(status)
     return {"error": {"message": message, "type": kind, "param": getattr(error, "param", None), "code": code}}
 
 
