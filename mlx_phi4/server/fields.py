@@ -8,7 +8,7 @@ from .errors import RequestError
 from .wire import type_name
 
 Check = Callable[[Any, str], Any]  # (value, name) -> value; raises RequestError
-LARGEST = 2**53  # integers up to here are the same in every JSON parser
+SAFE_INTEGER = 2**53  # integers up to here are the same in every JSON parser
 
 
 def wrong(name: str, value: Any, expected: str) -> RequestError:
@@ -40,9 +40,9 @@ def mapping(value: Any, name: str) -> dict:
     return value
 
 
-def integer(least: int, most: int = LARGEST) -> Check:
+def integer(least: int, most: int = SAFE_INTEGER) -> Check:
     """An integer in a range."""
-    expected = f"an integer from {least} to {most}" if most < LARGEST else f"an integer of at least {least}"
+    expected = f"an integer from {least} to {most}" if most < SAFE_INTEGER else f"an integer of at least {least}"
 
     def check(value: Any, name: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from .engine import Engine
 from .jobs import Delivery, Job
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Metrics:
@@ -21,7 +21,7 @@ class Metrics:
             return Counter(f"mlx_phi4_{name}", text, labels, registry=self.registry)
 
         def histogram(name: str, text: str) -> Histogram:
-            return Histogram(f"mlx_phi4_{name}_seconds", text, buckets=SECONDS, registry=self.registry)
+            return Histogram(f"mlx_phi4_{name}_seconds", text, buckets=BUCKETS, registry=self.registry)
 
         self.requests = counter("requests", "Requests answered", "endpoint", "status")
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of answers that began", "mode")
