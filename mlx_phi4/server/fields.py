@@ -111,7 +111,7 @@ def read_fields(table: Mapping[str, Check], given: Mapping[str, Any], where: str
     for name, value in given.items():
         path = f"{where}{name}"
         if name not in table:
-            close = get_close_matches(name, table, n=1)
+            close = get_close_matches(name[:40], table, n=1)
             hint = f"; is {close[0]} meant?" if close and table[close[0]] is not refused else ""
             raise RequestError(
                 f"{path[:120]} is not a parameter that this server knows{hint}",

@@ -25,6 +25,8 @@ from .wire import ClientGone, Json
 OPEN_PATHS = ("/health",)  # need no key
 WORK_PATHS = ("/v1/chat/", "/v1/completions", "/v1/audio/")  # counted as work for the engine
 BODY_SECONDS = 30  # without a byte of a body that was announced
+SLOWEST_BODY = 600  # seconds for all of it
+BODIES = 8  # of the largest size that may lie in memory at once
 DRAINED, DRAIN_SECONDS = 256_000_000, 10  # of a body that is refused, that a client may still send
 CLIENT_GONE = 499  # in the log, as nginx has it
 log = logging.getLogger("mlx_phi4.server")
@@ -54,7 +56,7 @@ class Guard:
                 await body.drain()
             await send(message)
 
-        body = Body(receive, self.service.settings.max_body, scope)
+        body = scope["body"] = Body(receive, self.service, scope)
         work = line.path.startswith(WORK_PATHS)
         self.service.in_flight += work
         try:
@@ -70,6 +72,7 @@ class Guard:
                 await answer(error)(scope, body, sending)
         finally:
             self.service.in_flight -= work
+            body.release()
             line.write(self.service)
 
     def _check(self, scope: Scope, path: str, work: bool) -> None:
@@ -99,9 +102,12 @@ class Guard:
 class Body:
     """A request's ``receive`` that counts bytes and does not wait forever for the next."""
 
-    def __init__(self, receive: Receive, most: int, scope: Scope):
+    def __init__(self, receive: Receive, service: Service, scope: Scope):
+        self._service, most = service, service.settings.max_body
         self._receive, self._left, self._most = receive, most, most
-        self._complete = False
+        self._held = 0  # bytes that count for BODIES
+        self._complete = self._refused = False
+        self._deadline = time.monotonic() + SLOWEST_BODY
         self._headers = dict(scope["headers"])
 
     def check_length(self) -> None:
@@ -114,8 +120,10 @@ class Body:
         """Read what an answer does not need: a client that still sends would miss it."""
         if b"expect" in self._headers:
             return  # it waits to be asked
+        self.release()
+        self._refused = True
         self._left = max(self._left, DRAINED)
-        with contextlib.suppress(ClientGone, RequestError, TimeoutError):
+        with contextlib.suppress(ClientGone, ServerError, TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
                 while not self._complete:
                     await self()
@@ -124,17 +132,31 @@ class Body:
         if self._complete:
             return await self._receive()
         try:
-            async with asyncio.timeout(BODY_SECONDS):
+            async with asyncio.timeout(min(BODY_SECONDS, max(0, self._deadline - time.monotonic()))):
                 message = await self._receive()
         except TimeoutError:
-            raise RequestError(f"no byte of the body came for {BODY_SECONDS} s", 408) from None
+            raise RequestError("the body came too slowly, or not at all", 408) from None
         if message["type"] == "http.disconnect":
             raise ClientGone
-        self._left -= len(message.get("body", b""))
+        size = len(message.get("body", b""))
+        self._left -= size
         if self._left < 0:
             raise self._too_large()
+        if not self._refused:
+            self._hold(size)
         self._complete = not message.get("more_body", False)
         return message
+
+    def release(self) -> None:
+        """The body is needed no longer."""
+        self._service.held -= self._held
+        self._held = 0
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        self._service.held += size
+        if self._service.held > BODIES * self._most:
+            raise ServerError("too many large requests at once", 429, retry_after=5)
 
     def _too_large(self) -> RequestError:
         return RequestError(f"the body has more than {self._most} bytes, the most that this server takes", 413)

@@ -1,6 +1,6 @@
 """The bodies of chat and text completions: tables of their parameters, and what they ask of the engine."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from .messages import read_messages
 from .names import ModelNames
 
 MOST_ANSWERS = 128  # to one prompt
+LETTERS = 16  # of a token at most, on average: longer texts are refused before they are tokenized
 
 _SAMPLING = {
     "temperature": number(0, 2),
@@ -125,6 +126,7 @@ def read_chat(given: Mapping[str, Any], reader: Reader) -> Ask:
     if "top_logprobs" in found and not found.get("logprobs"):
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
     logprobs = found.get("top_logprobs", 0) if found.get("logprobs") else None
+    _check_length(_texts(messages), reader)
     row = reader.processor.row(Request(read_messages(messages), adapter=adapter))
     return _ask(found, [row], reader, logprobs)
 
@@ -136,6 +138,7 @@ def read_completion(given: Mapping[str, Any], reader: Reader) -> Ask:
     if found.get("best_of", found.get("n", 1)) != found.get("n", 1):
         raise fields.unsupported("best_of", "is supported only where it equals n")
     prompts = _prompts(fields.required(found, "prompt"), reader.processor)
+    _check_length((each for each in prompts if isinstance(each, str)), reader)
     if len(prompts) * found.get("n", 1) > MOST_ANSWERS:
         raise RequestError(f"{len(prompts)} prompts of n answers each; at most {MOST_ANSWERS} in all", param="n")
     rows = [
@@ -185,6 +188,23 @@ def _answers(row: Row, found: dict[str, Any], options: dict, reader: Reader) -> 
         )
     first = GenerationOptions(max_tokens=limit, **options)
     return [answer_number(first, index) for index in range(found.get("n", 1))]
+
+
+def _texts(messages: Any) -> Iterator[str]:
+    """The texts of messages that may yet be anything."""
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else [content]:
+            text = part.get("text") if isinstance(part, dict) else part
+            if isinstance(text, str):
+                yield text
+
+
+def _check_length(texts: Iterable[str], reader: Reader) -> None:
+    """Raises PromptError for what no context holds."""
+    letters, context = sum(map(len, texts)), reader.processor.config.decoder.max_position_embeddings
+    if letters > LETTERS * context:
+        raise PromptError(f"the prompt has {letters} characters, too many for the context of {context} tokens")
 
 
 def _only_text(value: Any, name: str) -> None:

@@ -63,6 +63,8 @@ class Routes:
         service.check_open()
         body = await request.body()
         ask = await unless_gone(request, service.prepared(self._read, body, read))
+        del body
+        request.scope["body"].release()
         note(request.scope, model=ask.model, mode=str(ask.mode), stream=ask.stream)
         asked = Asked(service, ask)
         if not ask.stream:

@@ -51,6 +51,7 @@ class Service:
         self.names: ModelNames | None = None
         self.draining = False
         self.in_flight = 0  # requests that the engine works for, or will
+        self.held = 0  # bytes of bodies in memory
         self.preparing = anyio.CapacityLimiter(PREPARING)
         self.transcribing = anyio.CapacityLimiter(TRANSCRIBING)
 

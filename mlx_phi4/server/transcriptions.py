@@ -92,6 +92,7 @@ class Transcriptions:
     async def _answer(self, request: Request, task: str, table: dict) -> Response:
         self.service.check_open()
         recording = await self._read(request, task, table)
+        request.scope["body"].release()
         note(request.scope, model=recording.found["model"], mode="speech")
         hearing = Hearing(self.service, recording)
         if recording.found.get("stream"):

@@ -13,8 +13,10 @@ from starlette.types import Receive, Scope, Send
 
 from .errors import RequestError
 
-DEEPEST = 32  # levels of a request's JSON
-_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+DEEPEST_BODY = 32  # levels of a request's JSON
+MOST_MARKS = 4_000_000  # characters of it beside its strings: a few bytes of JSON become many of memory
+# one that lacks its end reaches to the body's: to look for strings again behind each of its quotes would take forever
+_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BRACKET = re.compile(r"[\[{]|[\]}]")
 
@@ -54,10 +56,13 @@ def type_name(value: Any) -> str:
 
 def _check_depth(text: str) -> None:
     depth = 0
-    for bracket in _BRACKET.finditer(_STRING.sub("", text)):
+    marks = _STRING.sub("", text)
+    if len(marks) > MOST_MARKS:
+        raise RequestError("the body holds more numbers, lists and objects than any request needs")
+    for bracket in _BRACKET.finditer(marks):
         depth += 1 if bracket[0] in "[{" else -1
-        if depth > DEEPEST:
-            raise RequestError(f"the body is nested deeper than {DEEPEST} levels")
+        if depth > DEEPEST_BODY:
+            raise RequestError(f"the body is nested deeper than {DEEPEST_BODY} levels")
 
 
 def _no_constant(name: str):
@@ -74,8 +79,8 @@ def _finite(digits: str) -> float:
 def _unique(pairs: list[tuple[str, Any]]) -> dict:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise RequestError(f"the body names {twice[:80]!r} twice", param=twice[:80])
     return found
 
