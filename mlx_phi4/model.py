@@ -36,7 +36,8 @@ class Phi4(nn.Module):
     def __call__(self, inputs: Inputs) -> mx.array:
         """Logits (B, L, V) of a full forward pass without a cache, rows aligned at the right as their ids are.
 
-        Left-padding columns of a batch are zeros.
+        Left-padding columns of a batch are zeros. The logits are computed when they are needed, in the thread that made
+        them.
         """
         rows = inputs.rows
         order = sorted(range(len(rows)), key=lambda row: rows[row].adapter or "")

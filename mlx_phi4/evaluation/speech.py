@@ -142,8 +142,8 @@ def _transcribed(
             path = items[index].audio
             if isinstance(found, Segment):
                 yield index, (found.text, found.end)
-            elif isinstance(found, Failure):
-                yield index, found.line(str(path))
+            elif isinstance(found, (Failure, Exception)):
+                yield index, (found if isinstance(found, Failure) else Failure(found)).line(str(path))
             else:
                 try:
                     transcript = transcribe(path, model, processor=processor, batch_size=batch_size)

@@ -101,14 +101,19 @@ def batch_generate(
     if not requests:
         raise PromptError("a batch needs at least one request")
     rows = [processor.row(request) for request in requests]
+    caches = [id(own.prompt_cache) for own in chosen]
+    first = [caches.index(cache) == index for index, cache in enumerate(caches)]
     groups = [
-        [Sequence(row, answer_number(own, i), processor.tokenizer, shares_cache=bool(index or i)) for i in range(n)]
+        [
+            Sequence(row, answer_number(own, i), processor.tokenizer, shares_cache=i > 0 or not first[index])
+            for i in range(n)
+        ]
         for index, (row, own) in enumerate(zip(rows, chosen, strict=True))
     ]
     batch = Batch(model)
-    # the first row takes the prompt cache's state away with it, so the others look first
-    for group in [*groups[1:], groups[0]]:
-        batch.admit(*group)
+    # the first user of a prompt cache takes its state away, so the others look first
+    for index in sorted(range(len(groups)), key=first.__getitem__):
+        batch.admit(*groups[index])
     answers = {sequence: Answer() for group in groups for sequence in group}
     found: dict[Sequence, GenerationResponse] = {}
     try:

@@ -1,6 +1,8 @@
 """Keys and values of a conversation, reused as far as a new prompt begins alike, in memory or from a file."""
 
 import json
+import weakref
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -38,6 +40,7 @@ class PromptCache:
     spans: frozenset[MediaSpan] = frozenset()
     options: CacheOptions = field(default_factory=CacheOptions)
     source: Path | None = None  # the file that it was loaded from, until it is used
+    model: Callable[[], Phi4 | None] = field(default=lambda: None, repr=False)  # whose keys and values these are
 
     def clear(self) -> None:
         """Forget the sequence; embeddings of media stay."""
@@ -52,7 +55,7 @@ class PromptCache:
         # runs of placeholders look alike whatever they stand for
         return min([count, *(start for start, _, _ in self.spans ^ spans_of(row))])
 
-    def take(self, row: Row, long: bool, options: CacheOptions, *, share: bool = False) -> RowState | None:
+    def take(self, model: Phi4, row: Row, long: bool, options: CacheOptions, *, share: bool = False) -> RowState | None:
         """The state cut to what it shares with a row, or None. The caller gives it back with ``put``.
 
         With ``share`` the cache keeps it, too, for other rows. Raises PromptError if it came from a file of another
@@ -60,9 +63,10 @@ class PromptCache:
         """
         if self.source is not None:
             self._check_source(row.adapter, options)
-        count = self.common(row, long) if options == self.options else 0
+        mine = options == self.options and self.model() is model
+        count = self.common(row, long) if mine else 0
         state, spare = self.state, len(self.tokens) - count
-        usable = count and state.trimmable(spare)
+        usable = count and reusable(state, count, spare, options)
         if share:
             state = state.fork() if usable else None
         else:
@@ -72,35 +76,35 @@ class PromptCache:
         state.trim(spare)
         return state
 
-    def put(self, state: RowState, row: Row, generated: list[int], options: CacheOptions) -> None:
+    def put(self, model: Phi4, state: RowState, row: Row, generated: list[int], options: CacheOptions) -> None:
         """Keep a finished sequence: its prompt and the generated tokens that went through the model."""
-        self.state, self.options, self.source = state, options, None
+        self.state, self.options, self.source, self.model = state, options, None, weakref.ref(model)
         self.tokens = [*row.ids, *generated][: state.offset]
         self.spans = frozenset(span for span in spans_of(row) if span[0] < state.offset)
 
     def save(self, path: str | Path, model: Phi4) -> None:
         """Write to a safetensors file, beside its place and then renamed. Raises Phi4Error."""
-        if self.state is None:
-            raise Phi4Error("there is nothing in the prompt cache to save")
         path = _checked(path)
         with exclusive():
+            if self.state is None:
+                raise Phi4Error("there is nothing in the prompt cache to save")
             arrays = {
                 f"{layer}.{part}": mx.contiguous(array[:, :, : self.state.offset])
                 for layer, cache in enumerate(self.state.caches)
                 for part, array in enumerate(cache.parts)
             }
             mx.eval(arrays)
-        known = {
-            "format": FILE_FORMAT,
-            "model": fingerprint(model, self.state.adapter),
-            "adapter": self.state.adapter,
-            "long": self.state.long,
-            "kind": next(kind for kind, each in KINDS.items() if type(self.state.caches[0]) is each),
-            "offset": self.state.offset,
-            "tokens": self.tokens,
-            "spans": sorted(self.spans),
-            "options": asdict(self.options),
-        }
+            known = {
+                "format": FILE_FORMAT,
+                "model": fingerprint(model, self.state.adapter),
+                "adapter": self.state.adapter,
+                "long": self.state.long,
+                "kind": next(kind for kind, each in KINDS.items() if type(self.state.caches[0]) is each),
+                "offset": self.state.offset,
+                "tokens": self.tokens,
+                "spans": sorted(self.spans),
+                "options": asdict(self.options),
+            }
         described = json.dumps(known)
         try:
             # an open file: of a full disk MLX says nothing where it is given a name
@@ -121,7 +125,7 @@ class PromptCache:
                 mx.eval(arrays)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise Phi4Error(f"{path}: is not a prompt-cache file: {error}") from None
-        if not isinstance(described, dict) or described.keys() < {"state", "checksum"}:
+        if not isinstance(described, dict) or not {"state", "checksum"} <= described.keys():
             raise Phi4Error(f"{path}: is not a prompt cache of this version")
         if described["checksum"] != _checksum(described["state"], arrays):
             raise Phi4Error(f"{path}: is damaged: its checksum does not fit")
@@ -132,7 +136,7 @@ class PromptCache:
             if known["model"] != fingerprint(model, known["adapter"]):
                 raise Phi4Error(f"{path}: was made with another model")
             return _restored(cls, known, arrays, model, path)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
             raise Phi4Error(f"{path}: is not a whole prompt cache: {error}") from None
 
     def _check_source(self, adapter: str | None, options: CacheOptions) -> None:
@@ -143,6 +147,15 @@ class PromptCache:
             )
         if options != self.options:
             raise PromptError(f"{self.source}: was made with other --kv options ({_spelled(self.options)})")
+
+
+def reusable(state: RowState, count: int, spare: int, options: CacheOptions) -> bool:
+    """Whether the first ``count`` tokens of a state are what a row computes alone, and the ``spare`` ones can go.
+
+    Keys that were packed later than ``quantized_start`` are no use to a row that is not that long yet.
+    """
+    packed_early = isinstance(state.caches[0], QuantizedKVCache) and options.boundary(count) is not None
+    return state.trimmable(spare) and not packed_early
 
 
 def _named(adapter: str | None) -> str:
@@ -182,6 +195,11 @@ def _restored(kind: type, known: dict, arrays: dict[str, mx.array], model: Phi4,
         if type(token) is not int or not 0 <= token < decoder.vocab_size:
             raise ValueError(f"token {token!r}")
         tokens.append(token)
+    kind_of = (
+        "window" if options.max_size else "quantized" if options.bits and options.boundary(offset) is None else "plain"
+    )
+    if known["kind"] != kind_of:
+        raise ValueError(f"keys and values of kind {known['kind']!r}")
     if offset != len(tokens) or not 0 < offset <= decoder.max_position_embeddings or type(known["long"]) is not bool:
         raise ValueError(f"{len(tokens)} tokens, offset {offset!r}")
     caches = []
@@ -193,13 +211,16 @@ def _restored(kind: type, known: dict, arrays: dict[str, mx.array], model: Phi4,
         for part, width in zip(cache.parts, widths, strict=True):
             if part.shape != (1, 2 * decoder.num_key_value_heads, held, width):
                 raise ValueError(f"an array of shape {part.shape}")
-        if {part.dtype for part in cache.parts} - {mx.float32, mx.float16, mx.bfloat16, mx.uint32}:
+        floats = cache.parts[1:] if known["kind"] == "quantized" else cache.parts
+        if any(part.dtype not in (mx.float32, mx.float16, mx.bfloat16) for part in floats):
+            raise ValueError(f"an array of dtype {floats[0].dtype}")
+        if floats is not cache.parts and cache.parts[0].dtype != mx.uint32:
             raise ValueError(f"an array of dtype {cache.parts[0].dtype}")
         cache.offset = offset
         caches.append(cache)
     spans = frozenset((int(start), str(key), str(projector)) for start, key, projector in known["spans"])
     state = RowState(known["adapter"], known["long"], caches, offset)
-    return kind(MediaCache(), state, tokens, spans, options, path)
+    return kind(MediaCache(), state, tokens, spans, options, path, weakref.ref(model))
 
 
 def _empty(kind: str, options: CacheOptions) -> KVCache:

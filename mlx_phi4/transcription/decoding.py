@@ -80,8 +80,9 @@ class SegmentDecoder:
     def __call__(self, items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
         """Pairs (key, AudioChunk) -> (key, Segment), in the same order; what is not ``AudioChunk`` passes in its place.
 
-        A piece is pulled and begun as soon as a row is free, and so is the next attempt at a doubtful one: a piece that
-        goes on and on holds nobody up. Rows hold no more sound together than ``batch_size`` windows of the encoder.
+        A piece that cannot be computed gives its error. One is pulled and begun as soon as a row is free, and so is the
+        next attempt at a doubtful one: a piece that goes on and on holds nobody up. Rows hold no more sound together
+        than ``batch_size`` windows of the encoder.
         """
         from ..generation.pool import AnswerPool
 
@@ -129,13 +130,14 @@ class SegmentDecoder:
     def _judge(self, pool: "AnswerPool", slot: "_Slot", answer: "GenerationResponse") -> None:
         """Keep an attempt, and try again where it fails a guard."""
         if answer.error is not None:
-            raise answer.error
+            slot.finish(answer.error)
+            return
         temperature = self._options.temperatures[len(slot.attempts)]
         slot.attempts.append(self._segment(slot.item, answer, temperature))
         if self._doubtful(slot.attempts[-1]) and len(slot.attempts) < len(self._options.temperatures):
             self._ask(pool, slot)
             return
-        slot.result, slot.media = self._best(slot.attempts), None
+        slot.finish(self._best(slot.attempts))
 
     def _limit(self, piece: AudioChunk) -> int:
         """Most tokens of an answer."""
@@ -195,6 +197,10 @@ class _Slot:
         self.result = None if isinstance(item, AudioChunk) else item
         self.attempts: list[Segment] = []
         self.media: MediaCache | None = MediaCache()
+
+    def finish(self, result: "Segment | Exception") -> None:
+        """Keep a result until its turn comes, and nothing that led to it."""
+        self.result, self.item, self.media = result, None, None
 
 
 def compression_ratio(text: str) -> float:

@@ -86,14 +86,18 @@ class Transcriber:
         chunking = self.chunking.suited_to(processor.config)
         streams = [partial(read_chunks, source, chunking) for source in sources]
         segments: dict[int, list[Segment]] = {}
+        failed: set[int] = set()
         with closing(read_ahead(streams, jobs, self.decoding.batch_size * WINDOW_SECONDS)) as chunks:
             for index, item in decoder(chunks):
+                if index in failed:
+                    continue  # the rest of a recording whose failure was told
                 if isinstance(item, Segment):
                     segments.setdefault(index, []).append(item)
                     progress(index, item.end)
-                elif isinstance(item, Failure):
+                elif isinstance(item, (Failure, Exception)):
+                    failed.add(index)
                     segments.pop(index, None)
-                    yield index, item
+                    yield index, item if isinstance(item, Failure) else Failure(item)
                 else:
                     yield index, self._transcript(sources[index], segments.pop(index, []), item)
 
