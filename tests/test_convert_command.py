@@ -56,10 +56,13 @@ def test_upload(run, checkpoint, tmp_path, monkeypatch):
     calls = []
 
     class Api:
+        def whoami(self):
+            return {}
+
         def create_repo(self, **options):
             calls.append(options)
 
-        def upload_large_folder(self, **options):
+        def upload_folder(self, **options):
             assert (options["folder_path"] / "README.md").read_text().startswith("---\nlibrary_name: mlx\n")
             calls.append(options)
 

@@ -102,6 +102,8 @@ class Sequence:
             raise Phi4Error("this sequence was admitted before")
         self.check(model)
         options, decoder = self.options, model.config.decoder
+        if options.kv.bits:
+            import mlx_lm.models.base  # noqa: F401  for decoder._attend_packed: seconds that are not the prompt's
         self.sampler = Sampler(options, self.row.ids, self.stop_ids, decoder.vocab_size)
         self._original = decoder.rope.original_max_position_embeddings
         self.admitted_at = time.perf_counter()
