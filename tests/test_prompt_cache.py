@@ -8,6 +8,8 @@ from samples import MODES, OTHER, PICTURE, SOUND, tokens_of
 
 import mlx_phi4
 from mlx_phi4 import MediaCache, Phi4Error, PromptCache, Request, cache_prompt, generate, stream_generate
+from mlx_phi4.commands.cache_prompt import command
+from mlx_phi4.commands.generate import command as generate_command
 from mlx_phi4.decoder.state import Run
 from mlx_phi4.modalities import projector_of
 
@@ -210,3 +212,18 @@ def test_media_cache_forgets_the_least_recently_used(loaded):
     cache.put(("d", "picture"), mx.zeros((10, 100)))
     assert cache.get(model, ("b", "picture")) is None and cache.get(model, ("a", "picture")) is not None
     assert cache.nbytes <= cache.max_bytes
+
+
+def test_the_command(run_command, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = ("--model", checkpoint(), "-p", "Tell me of the sea.")
+    for _ in range(2):  # an earlier prompt cache may be replaced
+        code, out, err = run_command(command, *model, "--prompt-cache-file", "sea.safetensors")
+        assert (code, out) == (0, "") and err.startswith("sea.safetensors: ") and err.endswith(" tokens\n")
+    answer = run_command(generate_command, *model, "-m", 3, "--prompt-cache-file", "sea.safetensors")
+    assert answer[0] == 0 and "from the cache" in answer[2]
+    (tmp_path / "weights.safetensors").write_bytes((checkpoint() / "model.safetensors").read_bytes())
+    before = (tmp_path / "weights.safetensors").read_bytes()
+    code, _, err = run_command(command, *model, "--prompt-cache-file", "weights.safetensors")
+    assert code == 2 and "--overwrite replaces it" in err and (tmp_path / "weights.safetensors").read_bytes() == before
+    assert run_command(command, *model, "--prompt-cache-file", "weights.safetensors", "--overwrite")[0] == 0

@@ -41,7 +41,8 @@ def main(model, revision, prompt, images, audios, prompt_cache_file, overwrite, 
     cache = cache_prompt(model, processor, prompt, images, audios, **options)
     cache.save(path, model)
     if not quiet:
-        say(f"{path}: {len(cache.tokens)} tokens in {cache.state.modes[0]} mode")
+        adapter = f" for the {cache.state.adapter} adapter" if cache.state.adapter else ""
+        say(f"{path}: {len(cache.tokens)} tokens{adapter}")
 
 
 def _is_prompt_cache(path: Path) -> bool:

@@ -51,9 +51,16 @@ def command(name: str, cls: type[click.Command] = click.Command, **settings) -> 
     return decorate
 
 
+def _not_empty(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if not value.strip():  # "$MODEL" where the variable is not set; the current folder is .
+        raise click.BadParameter("is empty", context, parameter)
+    return value
+
+
 def model_option(required: bool = False):
     """--model and --revision: what ``load`` takes."""
     given = {"required": True} if required else {"default": MODEL, "show_default": True}
+    given["callback"] = _not_empty
     return lambda function: _decorated(
         function,
         (
@@ -151,6 +158,8 @@ def check_media(paths: Iterable[str | Path]) -> list[Path]:
     Raises MediaError.
     """
     for path in paths:
+        if not str(path).strip():  # not the current folder, as Path has it
+            raise MediaError("the path of a picture or a recording is empty")
         if reason := why_not_file(expanded(path)):
             raise MediaError(f"{path}: {reason}")
     return [expanded(path) for path in paths]

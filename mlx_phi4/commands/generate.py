@@ -1,6 +1,7 @@
 """The command mlx_phi4.generate: one prompt, answered as it comes."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -58,7 +59,10 @@ def main(model, revision, prompt, images, audios, logit_bias, prompt_cache_file,
 
 def _biases(given: tuple[str, ...]) -> dict[int, float]:
     try:
-        return {int(token): float(bias) for token, _, bias in (item.partition("=") for item in given)}
+        biases = {int(token): float(bias) for token, _, bias in (item.partition("=") for item in given)}
+        if any(map(math.isnan, biases.values())):
+            raise ValueError
+        return biases
     except ValueError:
         raise Phi4Error(f"logit_bias is {', '.join(given)}, expected ID=BIAS, as in 42=-5") from None
 
