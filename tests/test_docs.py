@@ -122,6 +122,16 @@ def test_names_that_are_imported_exist(block):
                 assert importlib.util.find_spec(name), name
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_in_the_text_exist(page):
+    """`mlx_phi4.generation.sampling.Sampling` and the like, and the commands."""
+    for name in set(re.findall(r"(?<![\w/.\"])mlx_phi4\.([\w.]*\w)", page.read_text(encoding="utf-8"))):
+        if name.partition(".")[0] in main.list_commands(None):
+            continue
+        module, _, last = f"mlx_phi4.{name}".rpartition(".")
+        assert hasattr(importlib.import_module(module), last) or importlib.util.find_spec(f"{module}.{last}"), name
+
+
 def commands(code: str) -> list[list[str]]:
     """Our commands in a shell's text, as lists of words."""
     found: list[list[str]] = []

@@ -34,7 +34,8 @@ INSTEAD = {
     "--chat-template-config": "the published template is always used; --raw takes the prompt as it stands",
     "--prefill-response": "--raw takes a prompt that ends within the answer, as <|user|>...<|end|><|assistant|>Sure",
     "--trust-remote-code": "nothing that a model brings is ever run, and none is needed",
-    "--verbose": "that is so unless --quiet is given",
+    "--verbose": "progress is shown unless --quiet is given; --stats adds figures to a chat's answers",
+    "--revision": "--model takes a folder; that of a revision is loaded in Python, load(name, revision=...)",
     "--stream": "answers are printed as they come",
     "--quantize": "mlx_phi4.convert quantizes; a hub id is taken in 4 bits",
 }
