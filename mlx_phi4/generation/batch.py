@@ -4,6 +4,7 @@ A step is flat: the next tokens of all rows, one after another, without padding.
 tokens, the next step is under way on the device.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -39,12 +40,14 @@ class Batch:
     Args:
         token_budget: prompt tokens that go into one step beside the decoding rows' own; None is the largest
             ``prefill_step_size`` among the rows that wait.
+        media_slices: slices of pictures (a few views) and recordings (40 s) that are encoded in one step, so that
+            decoding rows wait no longer; None is all that wait, which makes the fewest steps.
     """
 
-    def __init__(self, model: Phi4, token_budget: int | None = None):
+    def __init__(self, model: Phi4, token_budget: int | None = None, media_slices: int | None = None):
         self.model = model
         self.steps = 0  # that were submitted
-        self._fixed_budget = token_budget
+        self._fixed_budget, self._media_slices = token_budget, media_slices
         self._scheduler = Scheduler(token_budget or 0)
         self._flight: Flight | None = None
         self._failed: list[SequenceToken] = []
@@ -133,14 +136,14 @@ class Batch:
 
     def _forward(self) -> Flight | None:
         """Submit the next step as far as its logits."""
+        self._encode()
         parts, embedded = [], []
         for part in self._scheduler.plan(self.model):
-            try:
-                embedded.append(part.sequence.embed_piece(self.model, part.run.count) if part.prompt else None)
-            except Exception as error:  # a medium that cannot be encoded is this row's own affair
-                self._fail(part.sequence, error)
+            if part.error is not None:
+                self._fail(part.sequence, part.error)
                 continue
             parts.append(part)
+            embedded.append(part.sequence.embed_piece(self.model, part.run.count) if part.prompt else None)
         if not parts:
             return None
         self.steps += 1
@@ -158,6 +161,17 @@ class Batch:
                 sequence.chosen += 1
             row += part.run.asked
         return Flight(parts, None if logits is None else logits[0], choices)
+
+    def _encode(self) -> None:
+        """Some of the work on media, one after another."""
+        left = math.inf if self._media_slices is None else self._media_slices
+        for sequence in list(self._scheduler.waiting):
+            try:
+                while left > 0 and sequence.unencoded is not None:
+                    sequence.encode_slice(self.model)
+                    left -= 1
+            except Exception as error:  # a medium that cannot be encoded is this row's own affair
+                self._fail(sequence, error)
 
     def _end_of_prompt(self, sequence: Sequence, row: int) -> list[Choice]:
         """A prompt is in: the row decodes from now on, and so do its siblings."""
