@@ -242,6 +242,27 @@ def test_drafts_change_the_steps_and_not_the_tokens(small_context, mode, options
     assert batch.steps < (70 if "max_kv_size" in options else 45)
 
 
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.1, "seed": 5}, {"repetition_penalty": 1.5}])
+def test_nobody_can_tell_that_a_row_was_put_off(small_context, options):
+    """Taken out while it prefills, decodes, or has passed the table's end, and computed again later."""
+    model, processor = small_context
+    rng = np.random.default_rng(len(options))
+    rows = [sequence_of(processor, request, max_tokens=60, text=False, **options) for request in MODES.values()]
+    expected = [alone(model, row) for row in rows]
+    batch, put_off = Batch(model), []
+    for row in rows:
+        batch.admit(row)
+    while batch.active or put_off:
+        if batch.sequences and rng.random() < 0.1:
+            put_off.append(batch.sequences[int(rng.integers(len(batch.sequences)))])
+            batch.preempt(put_off[-1])
+            assert put_off[-1].nbytes == 0
+        if put_off and rng.random() < 0.3:
+            batch.admit(put_off.pop(0))
+        batch.step()
+    assert [row.tokens for row in rows] == expected
+
+
 class OnlyEven:
     """Every other token; complains when it is told of any other."""
 

@@ -92,6 +92,11 @@ class Batch:
         with exclusive():
             sequence.leave()
 
+    def preempt(self, sequence: Sequence) -> None:
+        """Take a row out and let its memory go. Admitted again later it is computed again: its answer is the same."""
+        self._scheduler.drop(sequence)
+        sequence.put_off()
+
     def close(self) -> None:
         """End all rows and take no more."""
         self._closed = True
@@ -203,7 +208,7 @@ class Batch:
     def _choose(self, flight: Flight) -> None:
         """Submit the choice of tokens, and have the device begin."""
         flight.submitted = True
-        choices = flight.choices = [choice for choice in flight.choices if not choice.sequence.finish_reason]
+        choices = flight.choices = [choice for choice in flight.choices if choice.wanted]
         if choices:
             flight.sampled = choose(choices, flight.logits)
             for index, choice in enumerate(choices):
@@ -228,10 +233,9 @@ class Batch:
         found, values = [], flight.sampled.tokens.tolist()
         by_row: dict[Sequence, list[int]] = {}
         for index, choice in enumerate(flight.choices):
-            by_row.setdefault(choice.sequence, []).append(index)
+            if choice.wanted:
+                by_row.setdefault(choice.sequence, []).append(index)
         for sequence, indices in by_row.items():
-            if sequence.finish_reason:
-                continue
             found += self._read(sequence, indices, values, flight)
         return found
 

@@ -79,6 +79,7 @@ class Sequence:
         self.siblings: list[Sequence] = []  # other answers to the same prompt, which wait for its prefill
         self._features: dict[int, mx.array] = {}
         self._encoding: tuple[int, Medium, Slices] | None = None
+        self._put_off = False  # it was taken out of a batch and may come back
         self.admitted_at = self.first_token_at = self.last_token_at = 0.0
 
     @property
@@ -108,24 +109,29 @@ class Sequence:
 
         Raises Phi4Error.
         """
-        if self.finish_reason is not None or self.admitted_at:
+        if self.finish_reason is not None or (self.admitted_at and not self._put_off):
             raise Phi4Error("this sequence was admitted before")
         self.check(model)
         options, decoder = self.options, model.config.decoder
         if options.kv.bits:
             import mlx_lm.models.base  # noqa: F401  for decoder._attend_packed: seconds that are not the prompt's
-        self.sampler = Sampler(options, self.row.ids, self.stop_ids, decoder.vocab_size)
         self._original = decoder.rope.original_max_position_embeddings
-        self.admitted_at = time.perf_counter()
+        if self._put_off:
+            self.sampler.rewind(self.known)
+        else:
+            self.sampler = Sampler(options, self.row.ids, self.stop_ids, decoder.vocab_size)
+            self.admitted_at = time.perf_counter()
         if not prefill:
             return
-        state = model.new_state(self.row, long=options.rope == "long")
+        state = model.new_state(self.row, long=options.rope == "long" or len(self.known) > self._original)
         cache, kv = options.prompt_cache, options.kv
         found = cache.take(self.row, state.long, kv, share=self.shares_cache) if cache is not None else None
         if found is None:
             state.caches = kv.make(len(model.model.layers))
         self.state = found or state
-        self.reused = self.state.offset
+        if not self._put_off:
+            self.reused = self.state.offset
+        self._put_off = False
 
     @property
     def known(self) -> list[int]:
@@ -223,6 +229,17 @@ class Sequence:
     def fork_into(self, sibling: "Sequence") -> None:
         """Hand the prompt's state on to another answer to it."""
         sibling.state, sibling._features, sibling.reused = self.state.fork(), dict(self._features), self.reused
+
+    def put_off(self) -> None:
+        """Let go of all that can be computed again; tokens, counts, text and constraint stay."""
+        self.state, self.pending, self._features, self._encoding = None, None, {}, None
+        self.chosen, self._put_off = len(self.tokens), True
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys, values and embeddings of media."""
+        features = sum(part.nbytes for part in self._features.values())
+        return features + (self.state.nbytes if self.state is not None else 0)
 
     def take(self, token: int, logprob: float | None, top: tuple | None) -> SequenceToken:
         """Read a token: its text, and whether it ends the answer."""
