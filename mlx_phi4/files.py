@@ -1,5 +1,6 @@
 """Paths as people give them, reading JSON objects, and writing files that are there whole or not at all."""
 
+import errno
 import hashlib
 import json
 import os
@@ -66,6 +67,8 @@ def write_whole(path: Path) -> Iterator[Path]:
         yield path
         return
     path = Path(os.path.realpath(path))
+    if path.is_symlink():  # links in a circle lead nowhere
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     partial = path.with_name(_partial_name(path.name))
     try:
         yield partial

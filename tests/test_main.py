@@ -51,6 +51,7 @@ def test_each_command_is_listed():
 def test_each_command_tells_its_version(run_command, name):
     code, out, _ = run_command(lambda: mlx_phi4.commands.cli.run(main), *name.split(), "--version")
     assert (code, out) == (0, f"mlx_phi4 {mlx_phi4.__version__}\n")
+    assert run_command(lambda: mlx_phi4.commands.cli.run(main), *name.split(), "-h")[1].startswith("Usage: ")
 
 
 @pytest.mark.parametrize("name", ["generate", "chat", "transcribe", "cache_prompt"])

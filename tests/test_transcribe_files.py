@@ -200,6 +200,21 @@ def test_outputs_go_through_links_and_devices(run, here, batches):
     assert Path("b.txt").is_symlink() and not Path("/dev/null").is_file()
 
 
+def test_places_where_nothing_can_be_written(run, here, batches):
+    """Each of these was a traceback, or told only after the work."""
+    record("a.wav")
+    for folder in ("circle", "taken", "spoiled"):
+        Path(folder).mkdir()
+    Path("circle/a.txt").symlink_to("b.txt"), Path("circle/b.txt").symlink_to("a.txt")
+    Path("taken/a.txt").mkdir()
+    Path("spoiled", FOLDER).touch()
+    assert run("a.wav", "-o", "circle")[0] == 1 and Path("circle/a.txt").is_symlink()
+    code, _, err = run("a.wav", "-o", "taken", "--model", "/no/such/model")
+    assert code == 2 and "taken/a.txt is a folder" in err
+    code, _, err = run("a.wav", "-o", "spoiled")
+    assert code == 1 and f"spoiled/{FOLDER} is not a folder" in err and files("spoiled") == [FOLDER]
+
+
 def test_texts_are_shown_where_somebody_looks(run, here, batches, monkeypatch):
     record("a.wav"), record("b.wav")
     assert "1 seconds\na.wav: done, " in run("a.wav", "b.wav", "--verbose", "-o", "out")[2]

@@ -45,8 +45,8 @@ def _hyphens(name: str) -> str:
     return name.replace("_", "-")
 
 
-# for every command: --output_dir is --output-dir, as in mlx_whisper's habit
-SETTINGS = {"token_normalize_func": _hyphens}
+# for every command: --output_dir is --output-dir, as in mlx_whisper, and -h is --help, as in both
+SETTINGS = {"token_normalize_func": _hyphens, "help_option_names": ["-h", "--help"]}
 
 
 def answer(error: click.UsageError) -> str:

@@ -100,6 +100,8 @@ class Repl:
         if not message:
             if any(part["type"] == "audio" for part in self.chat.attached):  # a spoken question alone
                 self._answer("")
+            elif self.chat.attached:
+                say("[a picture waits for a question]")
         elif message.startswith("//") or not message.startswith("/"):
             self._answer(message.removeprefix("/"))
         elif name not in self.commands:

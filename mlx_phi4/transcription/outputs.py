@@ -132,6 +132,8 @@ def plan_outputs(
     taken = {_identity(each.path): each for each in found if each.path is not None}
     for job in jobs:
         for path in job.outputs.values():
+            if path.is_dir():
+                raise Phi4Error(f"{path} is a folder; choose another --output-dir or --output-template")
             other = taken.setdefault(_identity(path), job.found)
             if other.path is not None and _identity(other.path) == _identity(path):
                 raise Phi4Error(f"{path} is a recording and would be overwritten; choose another --output-dir")
@@ -160,7 +162,7 @@ def _outputs(found: Found, formats: tuple[str, ...], output_dir: Path, template:
 
 def _identity(path: Path) -> str:
     """Equal for paths that name the same file; on macOS case does not tell two files apart."""
-    name = str(path.resolve())
+    name = os.path.realpath(path)  # Path.resolve raises for links in a circle
     return name.casefold() if sys.platform == "darwin" else name
 
 

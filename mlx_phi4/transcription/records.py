@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.hub import CHECKSUMS, is_built_in, local_folder
 from ..converter.first_use import folder_state
+from ..errors import Phi4Error
 from ..files import read_json, taken, write_whole
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
@@ -72,9 +73,12 @@ def standing(output: Path, job: dict | None) -> Standing:
 
 @contextmanager
 def noted(output: Path, job: dict | None, text: str) -> Iterator[None]:
-    """Note what made an output once the block that writes it has ended. OSError as it comes."""
+    """Note what made an output once the block that writes it has ended. Phi4Error, or OSError as it comes."""
     path = record_of(output)
-    path.parent.mkdir(exist_ok=True)
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise Phi4Error(f"{path.parent} is not a folder; the outputs' records belong there") from None
     with write_whole(path) as partial:
         content = {"job": job, "output": hashlib.sha256(text.encode("utf-8")).hexdigest()}
         partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
