@@ -7,6 +7,7 @@ import mlx.core as mx
 
 from .checkpoint.folder import read_checkpoint
 from .checkpoint.hub import find_folder
+from .checkpoint.reach import ask_hub
 from .converter.first_use import cached_folder, model_folder
 from .decoder.adapters import LoRA
 from .device import exclusive, wire_memory
@@ -38,7 +39,7 @@ def load(
         lazy: read a tensor when it is first needed; False reads all at once.
         quantize: so many bits (2, 3, 4, 5, 6 or 8) instead, also for a folder of published weights, once, into the
             cache folder; see ``converter.first_use.cached_folder``. False: a hub id's weights as they are published.
-        quiet: nothing on standard error while weights are converted.
+        quiet: nothing on standard error while the hub is asked and weights are converted.
 
     Raises:
         Phi4Error: the folder, its configuration or its tensors do not fit; in one line.
@@ -46,6 +47,7 @@ def load(
     if quantize is None:
         folder = model_folder(path_or_hub_id, revision, quiet=quiet)
     elif quantize is False:
+        ask_hub(str(path_or_hub_id), revision, quiet=quiet)
         folder = find_folder(path_or_hub_id, revision)
     else:
         folder = cached_folder(path_or_hub_id, bits=quantize, revision=revision, quiet=quiet)
@@ -63,7 +65,7 @@ def load(
 
 
 def model_and_processor(
-    model: str | Path | Phi4, processor: Processor | None = None, *, quiet: bool = False
+    model: str | Path | Phi4, processor: Processor | None = None, *, revision: str | None = None, quiet: bool = False
 ) -> tuple[Phi4, Processor]:
     """A loaded model with its processor as they are; a folder or hub id as ``load`` has it.
 
@@ -71,13 +73,15 @@ def model_and_processor(
     again; threads that ask at once wait for the first.
     """
     if not isinstance(model, (str, Path)):
+        if revision is not None:
+            raise Phi4Error(f"revision is {revision!r}: it goes with a hub id, not with a loaded model")
         if processor is None:
             raise Phi4Error("a loaded model needs its processor, as in transcribe(path, model, processor=processor)")
         return model, processor
     if processor is not None:
         raise Phi4Error(f"a processor goes with a loaded model, not with {str(model)!r}")
     with _keeping:
-        folder = model_folder(model, quiet=quiet).resolve()
+        folder = model_folder(model, revision, quiet=quiet).resolve()
         if folder not in _kept:
             _kept.clear()  # before loading: two models may not fit
             _kept[folder] = load(folder)

@@ -8,6 +8,8 @@ from samples import MODES, OTHER, PICTURE, SOUND, sequence_of, tokens_of
 
 import mlx_phi4
 from mlx_phi4 import MediaCache, Phi4Error, PromptCache, Request, cache_prompt, generate, stream_generate
+from mlx_phi4.commands.cache_prompt import command
+from mlx_phi4.commands.generate import command as generate_command
 from mlx_phi4.decoder.state import Run
 from mlx_phi4.generation.batch import Batch
 from mlx_phi4.modalities import projector_of
@@ -255,3 +257,18 @@ def test_files_of_other_programs_are_refused(loaded, tmp_path):
     mx.save_safetensors(str(tmp_path / "x.safetensors"), {"a": mx.zeros(1)}, {"format": "mlx"})
     with pytest.raises(Phi4Error, match="of this version"):
         PromptCache.load(tmp_path / "x.safetensors", model)
+
+
+def test_the_command(run_command, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = ("--model", checkpoint(), "-p", "Tell me of the sea.")
+    for _ in range(2):  # an earlier prompt cache may be replaced
+        code, out, err = run_command(command, *model, "--prompt-cache-file", "sea.safetensors")
+        assert (code, out) == (0, "") and err.startswith("sea.safetensors: ") and err.endswith(" tokens\n")
+    answer = run_command(generate_command, *model, "-m", 3, "--prompt-cache-file", "sea.safetensors")
+    assert answer[0] == 0 and "from the cache" in answer[2]
+    (tmp_path / "weights.safetensors").write_bytes((checkpoint() / "model.safetensors").read_bytes())
+    before = (tmp_path / "weights.safetensors").read_bytes()
+    code, _, err = run_command(command, *model, "--prompt-cache-file", "weights.safetensors")
+    assert code == 2 and "--overwrite replaces it" in err and (tmp_path / "weights.safetensors").read_bytes() == before
+    assert run_command(command, *model, "--prompt-cache-file", "weights.safetensors", "--overwrite")[0] == 0

@@ -36,7 +36,7 @@ def chat(
 
     Raises:
         Phi4Error: a bad option or first medium; later ones are reported in the chat.
-        KeyboardInterrupt: Ctrl-C at the prompt.
+        KeyboardInterrupt: Ctrl-C while lines are read from elsewhere than a terminal.
     """
     from ..generation.chat import Chat
     from .repl import Repl
@@ -49,9 +49,9 @@ def chat(
     Repl(talk, hide_thinking=hide_thinking, stats=stats, quiet=quiet).run()
 
 
-@click.command(name="mlx_phi4.chat", context_settings={"default_map": {"max_tokens": MAX_TOKENS}})
-@click.option("--model", required=True, help="Checkpoint folder or hub id.")
-@click.option("--system", help="A system message in front.")
+@cli.command("mlx_phi4.chat", default_map={"max_tokens": MAX_TOKENS})
+@cli.model_option()
+@click.option("--system", "--system-prompt", help="A system message in front.")
 @click.option("--image", "images", multiple=True, help="A picture for the first turn; repeatable.")
 @click.option("--audio", "audios", multiple=True, help="A recording for the first turn; repeatable.")
 @cli.sampling_options
@@ -59,14 +59,17 @@ def chat(
 @click.option("--hide-thinking", is_flag=True, help="Do not show <think> blocks.")
 @click.option("--stats", is_flag=True, help="A line of statistics after each answer.")
 @click.option("--quiet", is_flag=True, help="No greeting and no progress.")
-def main(model, quiet, stop, **options):
+def main(model, revision, quiet, stop, **options):
     """Talk with a Phi-4 model about text, pictures and recordings.
 
     Standard output gets the answers and nothing else. /help lists what else can be typed.
     """
+    options["stop"] = list(stop)
+    options |= {kind: cli.check_media(options[kind]) for kind in ("images", "audios")}
+    cli.check_options(options)
     from ..loading import load
 
-    chat(*load(model, quiet=quiet), quiet=quiet, stop=list(stop), **options)
+    chat(*load(model, revision=revision, quiet=quiet), quiet=quiet, **options)
 
 
 def command() -> None:

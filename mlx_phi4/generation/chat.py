@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import Phi4Error, PromptError
-from ..files import write_whole
+from ..files import expanded, write_whole
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..inputs.processor import Processor
@@ -57,7 +57,7 @@ class Chat:
 
     def _attach(self, kind: str, path: str | Path, prepare) -> None:
         self.processor.config.check_multimodal()
-        path = Path(path).expanduser()
+        path = expanded(path)
         # prepared once, for every turn to come: the file may change or go while the conversation lasts
         self.attached.append({"type": kind, kind: prepare(path), "path": str(path.resolve())})
 
@@ -80,11 +80,12 @@ class Chat:
             self.model, self.processor, [*self.messages, asked], prompt_cache=self.cache, **self.options
         )
         try:
-            for self.last in responses:
-                answer += self.last.text
-                yield self.last.text
-        except GeneratorExit:
-            responses.close()
+            try:
+                for self.last in responses:
+                    answer += self.last.text
+                    yield self.last.text
+            except GeneratorExit:
+                responses.close()
         except Phi4Error:
             raise  # refused before anything was computed
         except BaseException:
@@ -94,6 +95,14 @@ class Chat:
         self.turns += [asked, {"role": "assistant", "content": _literal(answer)}]
         self.attached = []
 
+    def undo(self) -> dict:
+        """Take back the last turn, question and answer, and return the question. Raises Phi4Error if there is none."""
+        if not self.turns:
+            raise Phi4Error("there is no turn to take back")
+        asked, _ = self.turns[-2:]
+        self.turns = self.turns[:-2]  # the cache stays: the next turn reuses it as far as it begins alike
+        return asked
+
     def clear(self) -> None:
         """Forget history and attachments; the system message stays."""
         self.turns, self.attached, self.last = [], [], None
@@ -101,13 +110,14 @@ class Chat:
 
     def save(self, path: str | Path) -> Path:
         """Write the conversation as a JSON list of messages, media as paths. Raises Phi4Error."""
-        path = Path(path).expanduser()
+        path = expanded(path)
         text = json.dumps([_saved(message) for message in self.messages], ensure_ascii=False, indent=1)
         try:
             with write_whole(path) as partial:
                 partial.write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise Phi4Error(f"{path}: cannot be written: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
+            reason = getattr(error, "strerror", None) or error
+            raise Phi4Error(f"{path}: cannot be written: {reason}") from None
         return path
 
 

@@ -113,6 +113,8 @@ class Sequence:
             raise Phi4Error("this sequence was admitted before")
         self.check(model)
         options, decoder = self.options, model.config.decoder
+        if options.kv.bits:
+            import mlx_lm.models.base  # noqa: F401  for decoder._attend_packed: seconds that are not the prompt's
         self._original = decoder.rope.original_max_position_embeddings
         if self._put_off:
             self.sampler.rewind(self.known)

@@ -10,8 +10,10 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 
 from ..errors import Phi4Error
+from ..files import expanded, write_whole
 from .tasks import WHOLE
 
 FORMATS = ("txt", "srt", "vtt", "tsv", "json")
@@ -187,6 +189,23 @@ class Transcript:
             raise Phi4Error(f"format is {format!r}, expected {', '.join(FORMATS)}")
         write: Callable[..., str] = getattr(self, f"to_{format}")
         return write(max_line_width) if format in ("srt", "vtt") else write()
+
+    def save(self, path: str | Path, max_line_width: int | None = None) -> Path:
+        """Write the transcript in the format that the name ends in: .txt, .srt, .vtt, .tsv or .json.
+
+        ``max_line_width`` is for srt and vtt. Raises Phi4Error.
+        """
+        path = expanded(path)
+        format = path.suffix.lower().removeprefix(".")
+        if format not in FORMATS:
+            raise Phi4Error(f"{path}: the name says no format, expected one that ends in .{', .'.join(FORMATS)}")
+        text = self.render(format, max_line_width)
+        try:
+            with write_whole(path) as partial:
+                partial.write_text(text, encoding="utf-8")
+        except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
+            raise Phi4Error(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
+        return path
 
     def _cues(self, max_line_width: int | None) -> Iterator[tuple[int, int, str]]:
         """Start and end in milliseconds, and lines. No cue is empty, and none begins before the last one ends."""
