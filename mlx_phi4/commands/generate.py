@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 @click.option("--model", required=True, help="Checkpoint folder or hub id.")
 @click.option("--prompt", "-p", help="The user's turn; '-' reads standard input.")
 @click.option("--system", help="A system message in front.")
-@click.option("--image", "images", multiple=True, help="A picture's path; repeatable.")
+@click.option("--image", "images", multiple=True, help="A picture's path, '-' for standard input; repeatable.")
 @click.option("--audio", "audios", multiple=True, help="A recording's path; repeatable.")
 @cli.sampling_options
 @cli.engine_options
@@ -37,13 +37,14 @@ def main(model, prompt, images, audios, logit_bias, prompt_cache_file, as_json, 
     from ..generation.generate import stream_generate
     from ..loading import load
 
+    images = [sys.stdin.buffer.read() if image == "-" else image for image in images]
     model, processor = load(model, quiet=quiet)
     if prompt_cache_file:
         from ..generation.prompt_cache import PromptCache
 
         options["prompt_cache"] = PromptCache.load(prompt_cache_file, model)
     options |= {"stop": list(options["stop"]), "progress": cli.prefill_progress(quiet)}
-    stream = stream_generate(model, processor, prompt, list(images), list(audios), **options)
+    stream = stream_generate(model, processor, prompt, images, list(audios), **options)
     print_stream(stream, as_json, quiet)
 
 
