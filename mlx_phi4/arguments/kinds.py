@@ -73,9 +73,10 @@ def integer(least: int | None = None, most: int | None = None, *, among: Iterabl
 
     def read(value):
         plain = _plain(value)
-        if isinstance(plain, bool) or not hasattr(plain, "__index__"):
-            raise Unfit(f"a whole number{', ' * bool(expected)}{expected}")
-        number = operator.index(plain)
+        try:
+            number = operator.index(None if isinstance(plain, bool) else plain)
+        except TypeError:  # also of arrays that hold several
+            raise Unfit(f"a whole number{', ' * bool(expected)}{expected}") from None
         if (choices and number not in choices) or not _within(number, least, most, None):
             raise Unfit(expected)
         return number
@@ -118,7 +119,19 @@ def _flag(value):
 def _text(value):
     if not isinstance(value, str):
         raise Unfit("a string")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:  # a half of a surrogate pair, as bytes that are no text become
+        raise Unfit("text that is valid UTF-8") from None
     return str(value)
+
+
+def _prompt(value):
+    if isinstance(value, str):
+        return _text(value)
+    if not isinstance(value, list) or not value or not all(isinstance(each, dict) for each in value):
+        raise Unfit("a string or a list of messages (dictionaries)")
+    return value
 
 
 def _path(value):
@@ -126,6 +139,12 @@ def _path(value):
         raise Unfit("a path")
     if not os.fspath(value):
         raise Unfit("a path that is not empty")
+    try:
+        possible = b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise Unfit("a path that a file can have")
     return value
 
 
@@ -145,6 +164,7 @@ def _figure(value):
 figure = Kind(_figure)  # that was measured: it may be NaN
 flag = Kind(_flag)
 text = Kind(_text)
+prompt = Kind(_prompt)
 path = Kind(_path)
 function = Kind(_function)
 

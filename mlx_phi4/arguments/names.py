@@ -47,12 +47,13 @@ WITHOUT_COUNTERPART = {
 }
 
 
-def check_names(given: Iterable[str], known: Iterable[str], where: str = "") -> None:
-    """Raise TypeError for a keyword that is not known, with the one that is probably meant."""
-    names = list(known)
+def check_names(given: Iterable[str], known: Iterable[str], where: str = "", also: Iterable[str] = ()) -> None:
+    """Raise TypeError for a keyword that is not known, with the one among these and ``also`` that is probably meant."""
+    known = list(known)
     for name in given:
-        if name in names:
+        if name in known:
             continue
+        names = [*known, *also]
         meant = [each for each in OTHER_NAMES.get(name, ()) if each in names] or get_close_matches(name, names, n=1)
         advice = f"is {meant[0]!r} meant?" if meant else WITHOUT_COUNTERPART.get(name)
         raise TypeError(f"{where}unknown option {name!r}" + (f"; {advice}" if advice else ""))

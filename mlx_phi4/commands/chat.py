@@ -52,7 +52,10 @@ def chat(
         KeyboardInterrupt: Ctrl-C at the prompt.
     """
     from ..generation.chat import Chat
+    from ..generation.options import make_options
     from .repl import Repl
+
+    make_options(options, also=("system", "images", "audios", "quiet"))
 
     talk = Chat(model, processor, system=system, **options)
     for path in images or []:

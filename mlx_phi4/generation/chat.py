@@ -126,7 +126,7 @@ def _check(processor: "Processor", options: dict) -> None:
     from .options import make_options
     from .text import AnswerText
 
-    chosen = make_options(options)
+    chosen = make_options(options, also=("system",))
     AnswerText(processor.tokenizer, chosen.stop)
     decoder = processor.config.decoder
     chosen.kv.check(decoder.head_dim)

@@ -15,6 +15,7 @@ from .sequence import Sequence
 _asked = takes(
     model=kinds.model,
     processor=kinds.processor,
+    prompt=kinds.prompt,
     system=kinds.text | None,
     raw=kinds.flag,
     adapter=kinds.text | None,

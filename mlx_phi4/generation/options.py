@@ -1,7 +1,7 @@
 """All that can be asked of an answer, typed once and passed whole."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
@@ -78,10 +78,13 @@ class GenerationOptions(Sampling):
         return CacheOptions(self.kv_bits, self.kv_group_size, self.quantized_kv_start, self.max_kv_size)
 
 
-def make_options(given: dict, own: dict | None = None) -> GenerationOptions:
-    """Options from keywords; a request's ``own`` go before them. Raises TypeError for an unknown one."""
+def make_options(given: dict, own: dict | None = None, also: Iterable[str] = ()) -> GenerationOptions:
+    """Options from keywords; a request's ``own`` go before them.
+
+    Raises Phi4Error, and TypeError for an unknown one; ``also`` are arguments beside them that may have been meant.
+    """
     named = given | (own or {})
-    check_names(named, [each.name for each in fields(GenerationOptions)])
+    check_names(named, [each.name for each in fields(GenerationOptions)], also=also)
     return GenerationOptions(**named)
 
 

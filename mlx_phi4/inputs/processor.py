@@ -12,13 +12,13 @@ import numpy as np
 from ..arguments import kinds
 from ..arguments.names import checked_fields, takes
 from ..config import Config
-from ..errors import MediaError, PromptError
+from ..errors import MediaError, Phi4Error, PromptError
 from ..modalities import MODALITIES, Medium, adapter_of, chosen_adapter, mode_of
 from .prompt import Slot, build_prompt
 from .tokenizer import Tokenizer
 
 
-@checked_fields(system=kinds.text | None, raw=kinds.flag, adapter=kinds.text | None)
+@checked_fields(prompt=kinds.prompt, system=kinds.text | None, raw=kinds.flag, adapter=kinds.text | None)
 @dataclass(frozen=True)
 class Request:
     """One prompt with its media, as ``Processor.__call__`` takes them.
@@ -38,7 +38,7 @@ class Request:
     media: dict[str, list] = field(default_factory=dict)
 
     def __post_init__(self):
-        for name, value in (("options", self.options or {}), ("media", self.media)):
+        for name, value in (("options", {} if self.options is None else self.options), ("media", self.media)):
             if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
                 raise PromptError(f"{name} is {kinds.shown(value)}, expected a dictionary with strings as keys")
 
@@ -236,8 +236,11 @@ def as_requests(requests: Iterable[Request | str]) -> list[Request]:
         raise PromptError(f"requests is {kinds.shown(requests)}, expected a list of Request or str")
     found = []
     for index, each in enumerate([requests] if one else requests):
-        if isinstance(each, str) or (isinstance(each, list) and each and all(isinstance(m, dict) for m in each)):
-            each = Request(each)
+        if isinstance(each, (str, list)):
+            try:
+                each = Request(each)
+            except Phi4Error as error:
+                raise PromptError(f"requests[{index}]: {error}") from None
         if not isinstance(each, Request):
             raise PromptError(f"requests[{index}] is {kinds.shown(each)}, expected a Request or a str")
         found.append(each)
@@ -264,7 +267,7 @@ def _prepared(kind: str, index: int, source) -> Medium:
     try:
         return modality.prepare(source)
     except MediaError as error:
-        if isinstance(source, (str, os.PathLike)):
+        if isinstance(source, (str, os.PathLike)) and os.fspath(source):
             raise
         place = f"{modality.argument}[{index}]" if modality.argument else f"{kind} {index}"
         raise type(error)(f"{place}: {error}") from None

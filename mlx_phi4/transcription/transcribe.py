@@ -71,8 +71,9 @@ def transcribe(
         [(_, result)] = results
     if not isinstance(result, Failure):
         return result
-    if isinstance(result.error, MediaError) and not isinstance(source, (str, os.PathLike)):
-        raise type(result.error)(f"source: {result.error}") from None  # a path names itself
+    named = isinstance(source, (str, os.PathLike)) and os.fspath(source)  # a path names itself
+    if isinstance(result.error, MediaError) and not named:
+        raise type(result.error)(f"source: {result.error}") from None
     raise result.error
 
 

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 
-from ..arguments.kinds import figure, flag, integer, of_class, real, settle, several, shown
+from ..arguments.kinds import choice, figure, flag, integer, of_class, real, settle, several, shown
 from ..arguments.kinds import text as string
 from ..arguments.names import checked_fields, takes
 from ..errors import Phi4Error
@@ -206,7 +206,7 @@ class Transcript:
         """
         try:
             whole = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise Phi4Error(f"a transcript that is not JSON: {error}") from None
         values = _checked(cls, whole, "a transcript")
         given = enumerate(values["segments"])
@@ -214,10 +214,9 @@ class Transcript:
         values["segments"] = [Segment(**row | {"flags": tuple(row.get("flags", ()))}) for row in rows]
         return cls(**values)
 
+    @takes(format=choice(*FORMATS))
     def render(self, format: str, max_line_width: int | None = None) -> str:
         """The transcript in one of ``FORMATS``; ``max_line_width`` is for srt and vtt. Raises Phi4Error."""
-        if format not in FORMATS:
-            raise Phi4Error(f"format is {format!r}, expected {', '.join(FORMATS)}")
         write: Callable[..., str] = getattr(self, f"to_{format}")
         return write(max_line_width) if format in ("srt", "vtt") else write()
 
