@@ -90,6 +90,8 @@ def is_array(source: Any) -> bool:
 
 def as_array(source: Any) -> np.ndarray:
     """An array of any library as numpy's; bfloat16, which numpy lacks, as float32. Raises MediaError."""
+    if np.ma.is_masked(source):
+        raise MediaError("an array is masked in places, expected one that holds a value everywhere")
     if isinstance(source, np.ndarray):
         return source
     try:
@@ -98,7 +100,7 @@ def as_array(source: Any) -> np.ndarray:
         if "bfloat16" in str(source.dtype):
             source = _as_float32(source)
         return np.asarray(source)
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except Exception as error:  # another library's
         raise MediaError(f"an array of type {type(source).__name__} cannot be read: {error}") from None
 
 
@@ -120,7 +122,7 @@ def _read(file: Any) -> bytes:
         data = file.read()
         if seekable:
             file.seek(position)
-    except (OSError, ValueError, TypeError) as error:  # ValueError: it is closed
+    except Exception as error:  # closed, not for reading, or of another library
         raise MediaError(f"an open file that cannot be read: {error}") from None
     if not isinstance(data, (bytes, bytearray)):
         raise MediaError("an open file of text, expected one that was opened for bytes, as open(path, 'rb') does")

@@ -145,6 +145,31 @@ def test_masks_and_shades_that_are_not_from_0_to_1():
         prepare_picture(PIXELS.astype(int))
 
 
+def test_arrays_and_files_with_surprises():
+    """Another library's error is no reason for a stack of it."""
+
+    class Strange:
+        shape, dtype = (2, 2), "float32"
+
+        def __array__(self, *arguments, **named):
+            raise KeyError("boo")
+
+    class Reader:
+        def read(self):
+            raise RuntimeError("no")
+
+    masked = np.ma.masked_array(PIXELS, PIXELS > 100)
+    for source, message in (
+        (Strange(), "cannot be read: 'boo'"),
+        (Reader(), "cannot be read: no"),
+        (masked, "is masked"),
+    ):
+        with pytest.raises(Phi4Error, match=message):
+            prepare_picture(source)
+        with pytest.raises(Phi4Error, match=message):
+            prepare_clip(source if hasattr(source, "read") else (source, 16_000))
+
+
 def test_samples_of_unknown_scale_are_refused(tmp_path):
     """Divided by 2^63 they would be silence, and silence has an answer, too."""
     sixteen = (SAMPLES * 32767).astype(np.int16)
@@ -203,6 +228,20 @@ def test_a_medium_that_is_no_path_is_told_by_its_place(loaded):
     ):
         with pytest.raises(Phi4Error, match=message):
             processor("x", **media)
+
+
+def test_commands_read_standard_input_and_refuse_addresses(checkpoint, run_command):
+    from mlx_phi4.commands import generate as command
+    from mlx_phi4.commands import transcribe as recordings
+
+    model = ("--model", checkpoint())
+    asked = (*model, "-p", "x", "-m", 2, "--quiet", "--image")
+    code, out, err = run_command(command.command, *asked, "-", stdin=png())
+    assert (code, err) == (0, "") and out == run_command(command.command, *asked, "-", stdin=png())[1]
+    assert run_command(command.command, *asked, "-")[2] == "error: images[0]: picture: is empty\n"
+    for run, arguments in ((command.command, asked), (recordings.command, model)):
+        code, out, err = run_command(run, *arguments, "https://a.b/c")
+        assert code and not out and "error: https://a.b/c: download it first; addresses are never fetched" in err
 
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3", "AIFF", "W64"])

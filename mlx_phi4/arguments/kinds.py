@@ -122,7 +122,7 @@ def _text(value):
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:  # a half of a surrogate pair, as bytes that are no text become
-        raise Unfit("text that is valid UTF-8") from None
+        raise Unfit("valid Unicode (UTF-8)") from None
     return str(value)
 
 

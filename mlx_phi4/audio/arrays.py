@@ -58,7 +58,7 @@ def read_pair(source: tuple | list) -> tuple[np.ndarray, int]:
     array, rate = source
     try:
         # some libraries give whole numbers of Hz as floats
-        rate = integer().read(int(rate) if isinstance(rate, float) and rate.is_integer() else rate)
+        rate = integer().read(int(rate) if isinstance(rate, float) and rate.is_integer() and abs(rate) < 1e9 else rate)
     except Unfit:
         raise MediaError(f"{expected}, the rate is {shown(rate)}") from None
     if not is_array(array) and not isinstance(array, (list, tuple)):
