@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-OURS = (sys.executable, "-m", "mlx_phi4.convert", "--quiet")
+OURS = (sys.executable, "-m", "mlx_phi4", "convert", "--quiet")
 PEER = (sys.executable, "-m", "mlx_lm", "convert", "-q")
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
 
@@ -74,7 +74,7 @@ def build(work: Path, layout: str, size: str) -> Path:
     """A random checkpoint in bfloat16, made once."""
     folder = work / f"{layout}-{size}"
     if not (folder / "complete").exists():
-        made = [sys.executable, "-m", "mlx_phi4.random_checkpoint", str(folder), "--dtype", "bfloat16"]
+        made = [sys.executable, "-m", "mlx_phi4.synthetic.random_checkpoint", str(folder), "--dtype", "bfloat16"]
         measure([*made, "--layout", layout, "--size", size])
         (folder / "complete").touch()
     return folder

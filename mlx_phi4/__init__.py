@@ -7,6 +7,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .api import *
+else:  # which a type checker would take for any name
+
+    def __getattr__(name: str):
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from . import api
+
+        globals()[name] = value = getattr(api, name)
+        return value
+
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,15 +45,6 @@ __all__ = [
     "stream_generate",
     "transcribe",
 ]
-
-
-def __getattr__(name: str):
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import api
-
-    globals()[name] = value = getattr(api, name)
-    return value
 
 
 def __dir__():

@@ -15,6 +15,13 @@ MEL_BINS = 80
 TIME_REDUCTION = 8  # mel frames (of 10 ms) per encoder frame: three convolutions of stride 2
 WINDOW_SECONDS = 40.0  # that the audio encoder sees at once: longer clips are cut into windows
 OWN_SECTION = "mlx_phi4"  # marks a multimodal folder that this package wrote
+CONVERSION_FORMAT = 1  # of what is written there; another number keeps old and new conversions apart
+
+# No number of a configuration is beyond these, which are far from any model and from what arithmetic can hold
+LARGEST = 1 << 24  # of sizes and counts: a product of two is no overflow
+LARGEST_GROUP = 128  # weights that share a scale
+LARGEST_HEAD = 1 << 16  # dimensions of a head, for which tables are made before tensors are looked at
+SMALLEST_FLOAT, LARGEST_FLOAT = 1e-30, 1e30  # within float32
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,8 @@ class RopeConfig:
 
     def __post_init__(self):
         _check_numbers("rope", self)
+        if self.dims % 2:
+            raise ConfigError(f"rope dims are {self.dims}, expected an even number: they turn in pairs")
         for name in ("short_factor", "long_factor"):
             count = len(getattr(self, name))
             if count != self.dims // 2:
@@ -37,6 +46,11 @@ class RopeConfig:
                     f"rope {name} has {count} entries, expected {self.dims // 2} "
                     f"(half of the {self.dims} rotated dimensions of a head)"
                 )
+        factors = self.short_factor + self.long_factor
+        if not (
+            min(factors) * min(self.theta, 1) > SMALLEST_FLOAT and max(factors) * max(self.theta, 1) < LARGEST_FLOAT
+        ):
+            raise ConfigError(f"rope theta {self.theta} times its factors is beyond float32")
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,10 @@ class DecoderConfig:
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
+        if self.rope.dims > self.head_dim:
+            raise ConfigError(f"rope turns {self.rope.dims} dimensions, but a head has {self.head_dim}")
+        if (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_dim > LARGEST:
+            raise ConfigError(f"{self.num_attention_heads} heads of {self.head_dim} dimensions are beyond any tensor")
 
 
 @dataclass(frozen=True)
@@ -140,6 +158,16 @@ class Config:
     audio_token_id: int | None = None
     transcription: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self):
+        for name in ("image_token_id", "audio_token_id"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or not 0 <= value <= LARGEST):
+                raise ConfigError(f"{name} is {value!r}, expected a token id")
+        for name, value in self.transcription.items():
+            if name not in ("segment_seconds", "pause"):
+                raise ConfigError(f"transcription has {name!r}, expected segment_seconds and pause")
+            check_float(f"transcription {name}", value)
+
     @property
     def multimodal(self) -> bool:
         return self.vision is not None
@@ -150,13 +178,28 @@ class Config:
             raise PromptError("this model is text-only; pictures and recordings need Phi-4-multimodal")
 
 
+def check_integer(what: str, value) -> None:
+    """Raises ConfigError unless it is an integer from 1 to LARGEST; true is none."""
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"{what} is {value!r}, expected a positive int")
+    if value > LARGEST:
+        raise ConfigError(f"{what} is {value!r}, expected at most {LARGEST}")
+
+
+def check_float(what: str, value) -> None:
+    """Raises ConfigError unless it is a positive number that float32 holds; true is none."""
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ConfigError(f"{what} is {value!r}, expected a positive float")
+    if not SMALLEST_FLOAT <= value <= LARGEST_FLOAT:
+        raise ConfigError(f"{what} is {value!r}, expected {SMALLEST_FLOAT:g} to {LARGEST_FLOAT:g}")
+
+
 def _check_numbers(what: str, config) -> None:
-    """Every integer and every float of a configuration must be one, and positive."""
+    """Every integer and every float of a configuration must be one, positive and of a sane size."""
+    checks = {int: check_integer, float: check_float}
     for entry in fields(config):
-        value = getattr(config, entry.name)
-        kinds = {int: (int,), float: (int, float)}.get(entry.type)
-        if kinds and (type(value) not in kinds or not 0 < value < math.inf):
-            raise ConfigError(f"{what} {entry.name} is {value!r}, expected a positive {entry.type.__name__}")
+        if entry.type in checks:
+            checks[entry.type](f"{what} {entry.name}", getattr(config, entry.name))
 
 
 def _check_heads(what: str, hidden: int, heads: int) -> None:

@@ -6,18 +6,41 @@ take turns, a step of generation each.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import mlx.core as mx
 
+Result = TypeVar("Result")
 _turn = threading.RLock()
 _streams: dict[str, mx.Stream] = {}  # by the device's name: equal devices have different hashes
+
+
+class _Streams:
+    """Lets go of a thread's own streams when the thread ends.
+
+    MLX makes some where it compiles, and leaves them to the thread's last moments, which a process that ends right then
+    does not outlive: it aborted.
+    """
+
+    def __del__(self):
+        mx.clear_streams()
+
+
+_local = threading.local()
+
+
+def enter_thread() -> None:
+    """Have the current thread leave nothing of MLX behind; the main thread ends with the process."""
+    if not hasattr(_local, "streams"):
+        _local.streams = None if threading.current_thread() is threading.main_thread() else _Streams()
 
 
 @contextmanager
 def exclusive() -> Iterator[None]:
     """Compute on the shared stream while no other thread does."""
+    enter_thread()
     with _turn, mx.stream(_stream(mx.default_device())):
         yield
 
@@ -42,6 +65,15 @@ def compute_dtype(dtype: mx.Dtype) -> mx.Dtype:
     """
     slow = dtype == mx.float16 and mx.default_device().type == mx.cpu
     return mx.float32 if slow else dtype
+
+
+def finished(slices: Generator[None, None, Result]) -> Result:
+    """Run long work that pauses between its slices to its end."""
+    while True:
+        try:
+            next(slices)
+        except StopIteration as end:
+            return end.value
 
 
 def wire_memory() -> None:

@@ -1,24 +1,95 @@
-"""Reading JSON objects, and writing files that are there whole or not at all."""
+"""Reading text and JSON that others wrote, and writing files that are there whole or not at all."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import ConfigError
 
+MOST_JSON = 4_000_000  # bytes; the largest published index and header have 0.3 MB
+MOST_DIGITS = 40  # of an integer; Python refuses to convert some thousands, and none is of use
+DEEPEST = 64  # levels of nesting; published configurations have 6
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
-def read_json(path: Path) -> dict:
-    """Read a JSON object. Raises ConfigError with the file's name."""
+
+def read_text(path: Path, most: int = MOST_JSON) -> str:
+    """The text of a file of at most so many bytes. Raises ConfigError with the file's name.
+
+    A pipe or a device in a file's place might never end: only regular files are read.
+    """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} is missing") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        if not path.is_file():
+            raise ConfigError(f"{path} {'is not a file' if path.exists() else 'is missing'}")
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise ConfigError(f"{path} has more than {most / 1e6:g} MB, which no such file needs")
+        return content.decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
+
+
+def read_json(path: Path, most: int = MOST_JSON) -> dict:
+    """Read a JSON object that can be written again. Raises ConfigError with the file's name."""
+    text = read_text(path, most)
+    try:
+        return parse_object(text)
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+
+
+def parse_object(text: str) -> dict:
+    """A JSON object whose keys differ, whose nesting and numbers have bounds and whose strings are Unicode.
+
+    Raises ValueError.
+    """
+    try:
+        raw = json.loads(text, object_pairs_hook=_distinct, parse_int=_integer)
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {DEEPEST} levels") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds a {type(raw).__name__}, expected an object")
+        raise ValueError(f"it holds a {type(raw).__name__}, expected an object")
+    _check_depth(raw)
+    if _HALF_PAIR.search(text):
+        try:
+            json.dumps(raw, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("it holds half a surrogate pair, which is no text") from None
     return raw
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"it has a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> dict:
+    """An object's members; two readers would take different ones of two with the same name."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"it names {twice!r} twice")
+    return found
+
+
+def _check_depth(raw: dict) -> None:
+    level: list = [raw]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested deeper than {DEEPEST} levels")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ A modality is data. Adding one takes a row here (``register``) and a folder of i
 projector. Report section 2.2: each modality brings its encoder, its projector and one LoRA in the decoder.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from .vision.encoder import VisionEncoder
 from .vision.preprocess import Picture, prepare_picture
 from .vision.projector import VisionProjector
 
+Slices = Generator[None, None, mx.array]
 BASE = "base"  # names no adapter, where a request names its own
 
 
@@ -61,7 +62,8 @@ class Modality:
         item: the class of what ``prepare`` gives.
         held: whether a checkpoint of this configuration has this modality.
         modules: configuration -> the model's modules by name.
-        encode: (model, item, projector) -> embeddings (tokens, D).
+        encode: (model, item, projector) -> a generator that pauses between slices of work, lest others wait, and
+            returns embeddings (tokens, D).
         projectors: label of another modality in the same request, or ``""`` for none of them -> projector.
         adapter: the LoRA of requests with such media; of several modalities the first in the table decides.
     """
@@ -77,7 +79,7 @@ class Modality:
     item: type
     held: Callable[[Config], bool]
     modules: Callable[[Config], dict[str, nn.Module | dict[str, nn.Module]]]
-    encode: Callable[[nn.Module, Any, str], mx.array]
+    encode: Callable[[nn.Module, Any, str], Slices]
     projectors: Mapping[str, str] = field(default_factory=lambda: {"": "own"})
     adapter: str | None = None
 
@@ -94,8 +96,9 @@ def _vision_modules(config: Config) -> dict[str, nn.Module]:
     }
 
 
-def _encode_picture(model: nn.Module, item: Picture, projector: str) -> mx.array:
-    return model.vision_projector(model.vision_encoder(item), item)
+def _encode_picture(model: nn.Module, item: Picture, projector: str) -> Slices:
+    features = yield from model.vision_encoder.slices(item)
+    return model.vision_projector(features, item)
 
 
 def _audio_modules(config: Config) -> dict[str, nn.Module | dict[str, nn.Module]]:
@@ -106,8 +109,9 @@ def _audio_modules(config: Config) -> dict[str, nn.Module | dict[str, nn.Module]
     }
 
 
-def _encode_clip(model: nn.Module, item: Clip, projector: str) -> mx.array:
-    return model.audio_projectors[projector](model.audio_encoder(item.features))
+def _encode_clip(model: nn.Module, item: Clip, projector: str) -> Slices:
+    frames = yield from model.audio_encoder.slices(item.features)
+    return model.audio_projectors[projector](frames)
 
 
 # In order of precedence: with pictures and sound the vision adapter serves both, and sound passes the vision projector.

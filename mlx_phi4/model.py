@@ -12,9 +12,9 @@ from .arguments.names import takes
 from .config import Config
 from .decoder.decoder import Decoder
 from .decoder.state import RowState, Run
-from .device import exclusive
+from .device import enter_thread, exclusive, finished
 from .inputs.processor import Inputs, Row
-from .modalities import MODALITIES, Medium, modality_of
+from .modalities import MODALITIES, Medium, Slices, modality_of
 
 
 class Phi4(nn.Module):
@@ -93,6 +93,10 @@ class Phi4(nn.Module):
 
     def embed_medium(self, item: Medium, mode: str) -> mx.array:
         """One medium as (tokens, D); some are projected as their request's mode asks."""
+        return finished(self.embed_slices(item, mode))
+
+    def embed_slices(self, item: Medium, mode: str) -> Slices:
+        """As ``embed_medium``, with pauses between slices of the work."""
         modality = modality_of(item)
         self.read({f"media {modality.kind}"})
         return modality.encode(self, item, modality.projector(mode))
@@ -107,6 +111,7 @@ class Phi4(nn.Module):
 
         They are computed once, by whichever thread comes first: a lazy array must not be computed by two at once.
         """
+        enter_thread()
         for part in set(parts) - self._ready:
             with exclusive():
                 for module in self._modules(part):

@@ -52,7 +52,9 @@ def test_several_files_appear_together(tmp_path):
     assert [path.read_text() for path in paths] == [".srt", ".vtt"] and names(tmp_path) == ["a.srt", "a.vtt"]
 
 
-@pytest.mark.parametrize(("text", "message"), [(None, "is missing"), ("{", "cannot be read"), ("[1]", "holds a list")])
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "is missing"), ("{", "cannot be read"), ("[1]", "cannot be read: it holds a list")]
+)
 def test_what_is_no_json_object_is_refused_by_name(tmp_path, text, message):
     if text is not None:
         (tmp_path / "config.json").write_text(text)

@@ -89,18 +89,16 @@ def test_forging_where_the_vocabulary_itself_spells_the_token(tokenizer, checkpo
     assert other.decode(plain) == "<|end|>"
 
 
-OWN_SYSTEM = (
-    "{{ '<|system|>Your name is Phi.' }}{% for m in messages if m['role'] == 'system' %}{{ ' ' + m['content'] }}"
-)
-OWN_SYSTEM += "{% endfor %}{{ '<|end|>' }}{% for m in messages if m['role'] != 'system' %}{{ '<|' + m['role'] + '|>' + "
-OWN_SYSTEM += "m['content'] + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+NAMED = "{{ '<|system|>Your name is Phi.' }}{% for m in messages if m['role'] == 'system' %}{{ ' ' + m['content'] }}"
+NAMED += "{% endfor %}{{ '<|end|>' }}{% for m in messages if m['role'] != 'system' %}{{ '<|' + m['role'] + '|>' + "
+NAMED += "m['content'] + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 
 
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "chat_template.jinja"])
 def test_a_model_with_a_system_text_of_its_own(checkpoint, tmp_path, file):
     """Phi-4-mini-reasoning's template does; without it the model would not know its name."""
     folder = shutil.copytree(checkpoint(), tmp_path / "model")
-    (folder / file).write_text(OWN_SYSTEM if file.endswith("jinja") else json.dumps({"chat_template": OWN_SYSTEM}))
+    (folder / file).write_text(NAMED if file.endswith("jinja") else json.dumps({"chat_template": NAMED}))
     other = Tokenizer(folder, read_config(folder))
     rest = "<|end|><|user|>Hi<|end|><|assistant|>"
     assert ids(other, "Hi") == joined(other, "<|system|>Your name is Phi." + rest)

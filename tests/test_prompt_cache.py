@@ -17,13 +17,13 @@ def spy(loaded, monkeypatch):
     """How many pictures and clips were encoded."""
     model, _ = loaded()
     counts = []
-    embed = type(model).embed_medium
+    embed = type(model).embed_slices
 
     def counted(self, item, mode):
         counts.append(projector_of(item, mode))
         return embed(self, item, mode)
 
-    monkeypatch.setattr(type(model), "embed_medium", counted)
+    monkeypatch.setattr(type(model), "embed_slices", counted)
     return counts
 
 

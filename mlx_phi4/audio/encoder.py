@@ -1,11 +1,13 @@
 """The conformer over log-mel features (report section 2.2.2; arXiv 2005.08100)."""
 
+from collections.abc import Generator
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from ..config import MEL_BINS, TIME_REDUCTION, WINDOW_SECONDS, AudioConfig
-from ..device import compute_dtype
+from ..device import compute_dtype, finished
 
 WINDOW = round(100 * WINDOW_SECONDS) // TIME_REDUCTION  # encoder frames, 500; windows do not see each other
 HALO = TIME_REDUCTION - 1  # mel frames beside a block that its first and last outputs look at
@@ -183,6 +185,10 @@ class AudioEncoder(nn.Module):
 
     def __call__(self, features: np.ndarray) -> mx.array:
         """features (T, 80) -> (ceil(T / 8), D)."""
+        return finished(self.slices(features))
+
+    def slices(self, features: np.ndarray) -> Generator[None, None, mx.array]:
+        """As ``__call__``, with a pause after every window."""
         total = -(-len(features) // TIME_REDUCTION)
         # one window for a short clip; windows of a long clip all have full size
         size = min(total, WINDOW)
@@ -197,6 +203,7 @@ class AudioEncoder(nn.Module):
                 x = block(x, bias)
             mx.eval(x)
             windows.append(x[0, :frames])
+            yield
         return mx.concatenate(windows)
 
     def _subsample(self, features: np.ndarray, start: int, stop: int) -> mx.array:

@@ -11,9 +11,11 @@ from ..files import read_json
 from ..inputs.tokenizer import Tokenizer
 from ..model import Phi4
 from .config_readers import config_from_dict
+from .fit import check_fit, locate
+from .packing import packed_modules
 from .shards import Shard, check_layout, read_shards
-from .tensorfile import StoredTensor, read_header
-from .weights import load_weights, locate
+from .tensorfile import StoredTensor
+from .weights import load_weights
 
 BIAS_TABLE = "relative_attention_bias_layer.bias_values.weight"
 
@@ -30,19 +32,20 @@ class Checkpoint:
     def open(self, dtype: mx.Dtype | str | None = None) -> tuple[Phi4, Tokenizer]:
         """The model, whose tensors are read when they are first needed, and the tokenizer.
 
-        It proves that every tensor is there, fits and is used, or is dropped on purpose. ``dtype`` as in
-        ``weights.load_weights``. Raises Phi4Error.
+        Before anything is made it proves that every tensor is there, fits and is used, or is dropped on purpose.
+        ``dtype`` as in ``weights.load_weights``. Raises Phi4Error.
         """
+        located = locate(self.config, self.folder, self.shards)
+        packed = packed_modules(self.config.quantization, located.tensors)
+        check_fit(self.config, self.folder, located, packed)
         tokenizer = Tokenizer(self.folder, self.config)
         model = Phi4(self.config)
-        load_weights(model, self.folder, self.shards, dtype)
+        load_weights(model, located.tensors, packed, dtype)
         return model, tokenizer
 
     def tensors(self) -> dict[str, StoredTensor]:
         """Name in ``Phi4`` -> where the tensor lies, for all that is used. Raises CheckpointError."""
-        places, _ = locate(self.config, self.folder, self.shards)
-        headers = {path: read_header(path) for path in dict.fromkeys(path for path, _ in places.values())}
-        return {name: headers[path][published] for name, (path, published) in places.items()}
+        return locate(self.config, self.folder, self.shards).tensors
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -57,8 +60,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 def _with_bias_rows(config: Config, shards: list[Shard]) -> Config:
     """Configurations disagree about the height of the table; the tensor itself does not."""
     for shard in shards:
-        for name, shape in shard.shapes.items():
-            if name.endswith(BIAS_TABLE) and config.audio:
-                audio = dataclasses.replace(config.audio, bias_rows=shape[0])
+        for name, tensor in shard.tensors.items():
+            if name.endswith(BIAS_TABLE) and config.audio and len(tensor.shape) == 2:
+                audio = dataclasses.replace(config.audio, bias_rows=tensor.shape[0])
                 return dataclasses.replace(config, audio=audio)
     return config

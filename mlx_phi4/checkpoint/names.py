@@ -179,27 +179,41 @@ def rename(name: str, table: dict[str, str | None]) -> str | None:
     return new and new.replace("#", found.group(2))
 
 
-# ending of the new name -> published axes to MLX's (channels last, 1x1 convolutions as linears)
+# ending of the new name -> how many axes the published tensor has, and which of them make MLX's (channels last, 1x1
+# convolutions as linears); the others have one element
 _AXES = {
-    "patch_embedding.weight": lambda w: w.transpose(0, 2, 3, 1),  # (D, 3, 14, 14)
-    "embed.conv.0.weight": lambda w: w.transpose(0, 2, 3, 1),  # (C, 1, 3, 3)
-    "embed.conv.2.weight": lambda w: w.transpose(0, 2, 3, 1),
-    "embed.conv.5.weight": lambda w: w.transpose(0, 2, 3, 1),
-    "embed.conv.3.weight": lambda w: w.reshape(w.shape[:2]),  # (C, C, 1, 1)
-    "embed.conv.6.weight": lambda w: w.reshape(w.shape[:2]),
-    "dw_conv.weight": lambda w: w.transpose(0, 2, 1),  # (D, 1, 3)
-    "pw_conv.weight": lambda w: w.reshape(w.shape[:2]),  # (D, D, 1)
-    "ext_pw_conv_1d.weight": lambda w: w.reshape(w.shape[:2]),
-    "glu.b1": lambda w: w.reshape(-1),  # (1, D, 1)
-    "glu.b2": lambda w: w.reshape(-1),
-    "sub_GN": lambda w: w.reshape(-1),  # (1, 1, 1, D)
-    "glb_GN": lambda w: w.reshape(-1),  # (1, 1, D)
+    "patch_embedding.weight": (4, (0, 2, 3, 1)),  # (D, 3, 14, 14)
+    "embed.conv.0.weight": (4, (0, 2, 3, 1)),  # (C, 1, 3, 3)
+    "embed.conv.2.weight": (4, (0, 2, 3, 1)),
+    "embed.conv.5.weight": (4, (0, 2, 3, 1)),
+    "embed.conv.3.weight": (4, (0, 1)),  # (C, C, 1, 1)
+    "embed.conv.6.weight": (4, (0, 1)),
+    "dw_conv.weight": (3, (0, 2, 1)),  # (D, 1, 3)
+    "pw_conv.weight": (3, (0, 1)),  # (D, D, 1)
+    "ext_pw_conv_1d.weight": (3, (0, 1)),
+    "glu.b1": (3, (1,)),  # (1, D, 1)
+    "glu.b2": (3, (1,)),
+    "sub_GN": (4, (3,)),  # (1, 1, 1, D)
+    "glb_GN": (3, (2,)),  # (1, 1, D)
 }
+
+
+def mlx_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape of ``Phi4``'s parameter ``name`` from that of the published tensor; None if it cannot be had."""
+    count, kept = _axes(name, len(shape))
+    if len(shape) != count or any(size != 1 for axis, size in enumerate(shape) if axis not in kept):
+        return None
+    return tuple(shape[axis] for axis in kept)
 
 
 def to_mlx_axes(name: str, weight: mx.array) -> mx.array:
     """Change a published tensor's axes to those of ``Phi4``'s parameter ``name``, lazily."""
-    for ending, change in _AXES.items():
-        if name.endswith(ending):
-            return change(weight)
-    return weight
+    count, kept = _axes(name, weight.ndim)
+    if kept == tuple(range(weight.ndim)):
+        return weight
+    dropped = (axis for axis in range(count) if axis not in kept)
+    return weight.transpose(*kept, *dropped).reshape(mlx_shape(name, weight.shape))
+
+
+def _axes(name: str, count: int) -> tuple[int, tuple[int, ...]]:
+    return next((axes for ending, axes in _AXES.items() if name.endswith(ending)), (count, tuple(range(count))))

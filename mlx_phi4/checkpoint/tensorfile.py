@@ -6,6 +6,7 @@ of its header (8 bytes, little-endian), the header (JSON: name -> dtype, shape, 
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +15,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import CheckpointError
+from ..files import MOST_JSON, parse_object
+from .fields import object_in
 
 # dtype by its name in the file -> MLX's, and the NumPy dtype that carries its bits
 STORED_DTYPES = {
@@ -24,7 +27,10 @@ STORED_DTYPES = {
     "U8": (mx.uint8, np.uint8),
 }
 CODES = {dtype: code for code, (dtype, _) in STORED_DTYPES.items()}
+# dtypes that nothing here computes with, but MLX can open: they are told of by tensor, not by file
+OTHER_DTYPES = {"BOOL": 1, "I8": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "I32": 4, "I64": 8, "U64": 8}  # bytes of a value
 FLOATS = ("F32", "F16", "BF16")
+MOST_AXES = 8
 EXPONENT = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}  # all its bits are set in NaN and infinity
 
 
@@ -82,31 +88,66 @@ def _finite(data: np.ndarray, exponent: int) -> bool:
 
 def itemsize(dtype: str) -> int:
     """Bytes of one value of a safetensors dtype."""
-    return np.dtype(STORED_DTYPES[dtype][1]).itemsize
+    return OTHER_DTYPES.get(dtype) or np.dtype(STORED_DTYPES[dtype][1]).itemsize
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Where each tensor of a file lies, checked against the file's size. Raises CheckpointError."""
+    """Where each tensor of a file lies, in the file's order. Raises CheckpointError.
+
+    The header is believed only where it describes the file to the byte: the tensors lie one behind the other, none
+    over another, from the header's end to the file's.
+    """
     try:
-        size = path.stat().st_size
+        if not path.is_file():
+            raise CheckpointError(f"{path} {'is not a file' if path.exists() else 'is missing'}")
         with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+            if not 2 <= length <= min(size - 8, MOST_JSON):
+                raise ValueError(f"its header is said to have {length} bytes, of {size} in all and at most {MOST_JSON}")
+            header = parse_object(file.read(length).decode("utf-8"))
+        if not all(isinstance(value, str) for value in object_in(header, "__metadata__").values()):
+            raise ValueError("its __metadata__ are not strings")
+        header.pop("__metadata__", None)
+        found = [_stored(path, name, entry, 8 + length) for name, entry in header.items()]
+        found.sort(key=lambda tensor: (tensor.start, tensor.nbytes))
+        _check_places(found, 8 + length, size)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, OverflowError, MemoryError):
-        raise CheckpointError(f"{path} is not a complete safetensors file") from None
-    found = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in STORED_DTYPES:
-            raise CheckpointError(f"{path}: {name} has dtype {entry['dtype']}, expected {', '.join(STORED_DTYPES)}")
-        first, last = entry["data_offsets"]
-        found[name] = StoredTensor(path, name, entry["dtype"], tuple(entry["shape"]), 8 + length + first)
-        if last - first != found[name].nbytes or 8 + length + last > size:
-            raise CheckpointError(f"{path}: the bytes of {name} are not all there")
-    return found
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from None
+    return {tensor.name: tensor for tensor in found}
+
+
+def _stored(path: Path, name: str, entry, data: int) -> StoredTensor:
+    """One entry of a header whose data begin at byte ``data``. Raises ValueError."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"{name!r} is {entry!r}, expected an object")
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or dtype not in STORED_DTYPES.keys() | OTHER_DTYPES:
+        raise ValueError(f"{name} has dtype {dtype!r}, expected {', '.join(STORED_DTYPES)}")
+    for key, numbers in (("shape", shape), ("data_offsets", offsets)):
+        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
+            raise ValueError(f"{key} of {name} is {numbers!r}, expected a list of sizes")
+    if len(shape) > MOST_AXES or any(n >= 1 << 31 for n in shape):
+        raise ValueError(f"{name} has the shape {shape!r}, which no tensor has")
+    tensor = StoredTensor(path, name, dtype, tuple(shape), data + (offsets or [0])[0])
+    if len(offsets) != 2 or offsets[1] - offsets[0] != tensor.nbytes:
+        raise ValueError(f"{name} has {tensor.nbytes} bytes, but its data_offsets are {offsets}")
+    return tensor
+
+
+def _check_places(tensors: list[StoredTensor], data: int, size: int) -> None:
+    """Raises ValueError unless tensors, in order, fill a file of ``size`` bytes from byte ``data`` on."""
+    end = data
+    for tensor in tensors:
+        if tensor.start != end:
+            raise ValueError(f"{tensor.name} begins at byte {tensor.start}, expected {end}")
+        end += tensor.nbytes
+    if end != size:
+        raise ValueError(f"it has {size} bytes, its header describes {end}")
 
 
 def write_header(file: BinaryIO, tensors: dict[str, tuple[str, tuple[int, ...]]], made_for: str) -> dict[str, int]:

@@ -6,9 +6,8 @@ Microsoft's ``phi4mm`` form, whichever layout they come from, with one section m
 
 from ..checkpoint.config_readers import config_from_dict
 from ..checkpoint.weights import FLOAT_DTYPES
-from ..config import MEL_BINS, OWN_SECTION, TIME_REDUCTION, AudioConfig, Config
+from ..config import CONVERSION_FORMAT, MEL_BINS, OWN_SECTION, TIME_REDUCTION, AudioConfig, Config
 
-CONVERSION_FORMAT = 1  # of what is written; another number keeps old and new conversions apart
 # code is never fetched nor run; the tables are written anew; a path on someone's machine is of no use
 DROPPED = ("auto_map", "quantization", "quantization_config", "_name_or_path", "audio_config", "vision_config")
 

@@ -5,11 +5,12 @@ import os
 import sys
 from pathlib import Path
 
+from ..checkpoint.fields import object_in
 from ..checkpoint.hub import find_folder, hub_config, is_built_in, local_folder
+from ..config import CONVERSION_FORMAT
 from ..errors import CheckpointError, ConversionError
 from ..files import read_json
 from .convert import convert
-from .converted_config import CONVERSION_FORMAT
 from .quantization import Scheme
 from .writer import OtherPlan, exclusive
 
@@ -65,7 +66,7 @@ def cached_folder(
         if made is None:
             raise
         return made
-    table = read_json(config).get("quantization")
+    table = object_in(read_json(config), "quantization")
     if table:
         if bits is not None and table.get("bits") != bits:
             raise ConversionError(f"{path_or_hub_id} is quantized already, in {table.get('bits')} bits")

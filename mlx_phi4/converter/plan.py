@@ -20,10 +20,10 @@ from ..checkpoint import names
 from ..checkpoint.folder import read_checkpoint
 from ..checkpoint.tensorfile import CODES, FLOATS, STORED_DTYPES, StoredTensor, itemsize, shard_bytes
 from ..checkpoint.weights import FLOAT_DTYPES
-from ..config import OWN_SECTION, Config
+from ..config import CONVERSION_FORMAT, OWN_SECTION, Config
 from ..errors import ConversionError
 from ..model import Phi4
-from .converted_config import CONVERSION_FORMAT, dtype_name, output_config
+from .converted_config import dtype_name, output_config
 from .quantization import ORDER, Rules, Scheme, component
 
 PIECE = 16_000_000  # bytes of a source tensor that are worked on at once

@@ -1,6 +1,6 @@
 """Which tensor is quantized how: rules by component, checked here and written out as a table.
 
-A scheme is bits, group size and mode, as ``mx.quantize`` takes them. The decoder's linears and the
+The decoder's linears and the
 embedding follow one scheme (or a mixed recipe), the adapters a second, the encoders and projectors
 a third. Norms, convolutions larger than 1x1, positions and separators stay as they are.
 """
@@ -8,12 +8,9 @@ a third. Norms, convolutions larger than 1x1, positions and separators stay as t
 import re
 from dataclasses import dataclass
 
+from ..checkpoint.packing import BITS, GROUP_SIZES, Scheme
 from ..errors import ConversionError
 
-# mode -> group sizes and bits, the default first (mx.quantize; all but affine allow one pair)
-GROUP_SIZES = {"affine": (64, 32, 128), "mxfp4": (32,), "nvfp4": (16,), "mxfp8": (32,)}
-BITS = {"affine": (4, 2, 3, 5, 6, 8), "mxfp4": (4,), "nvfp4": (4,), "mxfp8": (8,)}
-QUANTIZATION_MODES = tuple(BITS)
 UNQUANTIZED = 16  # as --adapter-bits and --encoder-bits: leave them in the checkpoint's dtype
 ADAPTER_BITS = 8  # defaults, chosen from the table in benchmarks/README.md
 ENCODER_BITS = 8
@@ -42,55 +39,6 @@ def component(name: str) -> str:
         if (mark in name) if mark.startswith(".") else name.startswith(mark):
             return found
     raise AssertionError("the last mark is empty")
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """One way to quantize: ``group_size`` consecutive weights of a row share a scale.
-
-    Raises ConversionError for what ``mx.quantize`` does not offer.
-    """
-
-    bits: int = 4
-    group_size: int = 64
-    mode: str = "affine"
-
-    def __post_init__(self):
-        if self.mode not in BITS:
-            raise ConversionError(f"quantization mode is {self.mode!r}, expected {', '.join(QUANTIZATION_MODES)}")
-        for what, value, known in (
-            ("bits", self.bits, BITS[self.mode]),
-            ("group size", self.group_size, GROUP_SIZES[self.mode]),
-        ):
-            if value not in known:
-                known = ", ".join(map(str, sorted(known)))
-                raise ConversionError(f"quantization {what} of mode {self.mode} is {value}, expected {known}")
-
-    @classmethod
-    def of(cls, bits: int | None = None, group_size: int | None = None, mode: str = "affine") -> "Scheme":
-        """The scheme with the mode's own defaults for what is None."""
-        if mode in BITS:
-            bits = BITS[mode][0] if bits is None else bits
-            group_size = GROUP_SIZES[mode][0] if group_size is None else group_size
-        return cls(bits, group_size, mode)
-
-    def fit(self, width: int) -> "Scheme | None":
-        """This scheme with the largest group, not above its own, that divides rows of ``width``."""
-        sizes = [size for size in GROUP_SIZES[self.mode] if size <= self.group_size and width % size == 0]
-        return Scheme(self.bits, max(sizes), self.mode) if sizes else None
-
-    def table(self) -> dict:
-        """Keyword arguments of ``mx.quantize`` and entry of ``config.json``."""
-        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
-
-    def outputs(self, shape: tuple[int, ...], dtype: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Parameter -> (safetensors dtype, shape) of what quantizing (rows, width) gives."""
-        rows, width = shape
-        groups = (rows, width // self.group_size)
-        packed = {"weight": ("U32", (rows, width * self.bits // 32))}
-        if self.mode != "affine":  # their scales are floats of eight bits
-            return packed | {"scales": ("U8", groups)}
-        return packed | {"scales": (dtype, groups), "biases": (dtype, groups)}
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import mlx.core as mx
 
 from ..checkpoint.shards import INDEX
 from ..checkpoint.tensorfile import ShardWriter, shard_bytes
-from ..errors import ConversionError, Phi4Error
-from ..files import write_whole
+from ..errors import ConfigError, ConversionError
+from ..files import read_json, write_whole
 from .plan import Plan, Task
 
 SHARD = 1_000_000_000  # bytes of an output file
@@ -87,10 +87,10 @@ def write(
                         progress(sum(task.nbytes for task in tasks))
                     else:
                         _write_shard(partial / name, tasks, progress)
-        except Phi4Error:
+            _write_companions(plan, partial, dict(zip(names, shards, strict=True)), card)
+        except ValueError:  # Phi4Error is one
             shutil.rmtree(partial)  # the source is spoiled: there is nothing to go on with
             raise
-        _write_companions(plan, partial, dict(zip(names, shards, strict=True)), card)
         (partial / PLAN).unlink()
         _move_into_place(partial, destination)
 
@@ -154,8 +154,8 @@ def _open_partial(partial: Path, fingerprint: str, resume: bool) -> None:
         shutil.rmtree(partial)
     if partial.exists():
         try:
-            before = json.loads((partial / PLAN).read_text(encoding="utf-8"))["fingerprint"]
-        except (OSError, ValueError, KeyError):
+            before = read_json(partial / PLAN).get("fingerprint")
+        except ConfigError:
             before = None
         if before != fingerprint:
             raise OtherPlan(

@@ -4,6 +4,7 @@ A step is flat: the next tokens of all rows, one after another, without padding.
 tokens, the next step is under way on the device.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -39,12 +40,15 @@ class Batch:
     Args:
         token_budget: prompt tokens that go into one step beside the decoding rows' own; None is the largest
             ``prefill_step_size`` among the rows that wait.
+        media_slices: slices of pictures (a few views) and recordings (40 s) that are encoded in one step, so that
+            decoding rows wait no longer; None is all that wait, which makes the fewest steps.
     """
 
-    def __init__(self, model: Phi4, token_budget: int | None = None):
+    def __init__(self, model: Phi4, token_budget: int | None = None, media_slices: int | None = None):
         self.model = model
         self.steps = 0  # that were submitted
-        self._fixed_budget = token_budget
+        self.prompt_tokens = 0  # that went through the decoder
+        self._fixed_budget, self._media_slices = token_budget, media_slices
         self._scheduler = Scheduler(token_budget or 0)
         self._flight: Flight | None = None
         self._failed: list[SequenceToken] = []
@@ -88,6 +92,11 @@ class Batch:
         sequence.finish_reason = sequence.finish_reason or "cancelled"
         with exclusive():
             sequence.leave()
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Take a row out and let its memory go. Admitted again later it is computed again: its answer is the same."""
+        self._scheduler.drop(sequence)
+        sequence.put_off()
 
     def close(self) -> None:
         """End all rows and take no more."""
@@ -133,17 +142,18 @@ class Batch:
 
     def _forward(self) -> Flight | None:
         """Submit the next step as far as its logits."""
+        self._encode()
         parts, embedded = [], []
         for part in self._scheduler.plan(self.model):
-            try:
-                embedded.append(part.sequence.embed_piece(self.model, part.run.count) if part.prompt else None)
-            except Exception as error:  # a medium that cannot be encoded is this row's own affair
-                self._fail(part.sequence, error)
+            if part.error is not None:
+                self._fail(part.sequence, part.error)
                 continue
             parts.append(part)
+            embedded.append(part.sequence.embed_piece(self.model, part.run.count) if part.prompt else None)
         if not parts:
             return None
         self.steps += 1
+        self.prompt_tokens += sum(part.run.count for part in parts if part.prompt)
         h = self._embed(parts, embedded)
         logits = self.model.forward(h, [part.run for part in parts])
         choices, row = [], 0
@@ -158,6 +168,17 @@ class Batch:
                 sequence.chosen += 1
             row += part.run.asked
         return Flight(parts, None if logits is None else logits[0], choices)
+
+    def _encode(self) -> None:
+        """Some of the work on media, one after another."""
+        left = math.inf if self._media_slices is None else self._media_slices
+        for sequence in list(self._scheduler.waiting):
+            try:
+                while left > 0 and sequence.unencoded is not None:
+                    sequence.encode_slice(self.model)
+                    left -= 1
+            except Exception as error:  # a medium that cannot be encoded is this row's own affair
+                self._fail(sequence, error)
 
     def _end_of_prompt(self, sequence: Sequence, row: int) -> list[Choice]:
         """A prompt is in: the row decodes from now on, and so do its siblings."""
@@ -189,7 +210,7 @@ class Batch:
     def _choose(self, flight: Flight) -> None:
         """Submit the choice of tokens, and have the device begin."""
         flight.submitted = True
-        choices = flight.choices = [choice for choice in flight.choices if not choice.sequence.finish_reason]
+        choices = flight.choices = [choice for choice in flight.choices if choice.wanted]
         if choices:
             flight.sampled = choose(choices, flight.logits)
             for index, choice in enumerate(choices):
@@ -214,10 +235,9 @@ class Batch:
         found, values = [], flight.sampled.tokens.tolist()
         by_row: dict[Sequence, list[int]] = {}
         for index, choice in enumerate(flight.choices):
-            by_row.setdefault(choice.sequence, []).append(index)
+            if choice.wanted:
+                by_row.setdefault(choice.sequence, []).append(index)
         for sequence, indices in by_row.items():
-            if sequence.finish_reason:
-                continue
             found += self._read(sequence, indices, values, flight)
         return found
 

@@ -19,6 +19,14 @@ class Choice:
     number: int  # of the token in its answer
     draft: int | None = None
 
+    def __post_init__(self):
+        self._state = self.sequence.state
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the row still waits for this token: it has not ended, and was not taken out meanwhile."""
+        return self.sequence.finish_reason is None and self.sequence.state is self._state
+
 
 def choose(choices: list[Choice], logits: mx.array) -> Sampled:
     """Choose from logits (A, V), a row's own way; rows that take the likeliest token choose together."""

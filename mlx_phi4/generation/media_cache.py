@@ -60,5 +60,12 @@ class MediaCache:
         """Keep embeddings, which are computed here and now so that nothing else stays alive with them."""
         mx.eval(features)
         self._held[key] = features
-        while self.nbytes > self.max_bytes and self._held:
+        while self.nbytes > self.max_bytes:
+            self.evict()
+
+    def evict(self) -> bool:
+        """Let the least recently used embeddings go; False if there are none."""
+        if self._held:
             self._held.popitem(last=False)
+            return True
+        return False

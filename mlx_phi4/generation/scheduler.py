@@ -4,6 +4,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from ..decoder.state import Run
+from ..errors import Phi4Error
 from ..model import Phi4
 from .sequence import Sequence
 
@@ -17,6 +18,7 @@ class Part:
     prompt: bool = False
     draft: list[int] = field(default_factory=list)
     done: int = 0  # prompt tokens in the caches after this piece
+    error: Exception | None = None  # what the row's own draft raised
 
 
 class Scheduler:
@@ -69,17 +71,22 @@ class Scheduler:
                 sequence.change_regime(model)
                 self.waiting.append(sequence)
             return None
-        draft = []
+        draft, error = [], None
         if sequence.draft is not None and read:
-            room = min(sequence.options.max_tokens - sequence.chosen - 1, sequence.room)
-            draft = list(sequence.draft(sequence.known))[: max(room, 0)]
+            try:
+                draft = _drafted(sequence, model.config.decoder.vocab_size)
+            except Exception as raised:
+                error = raised
         count = 1 + len(draft)
-        return Part(sequence, Run(sequence.state, count, count), draft=draft)
+        return Part(sequence, Run(sequence.state, count, count), draft=draft, error=error)
 
     def _pieces(self) -> list[Part]:
         parts, left = [], self.token_budget
         for _ in range(len(self.waiting)):
             sequence = self.waiting[0]
+            if sequence.unencoded is not None:
+                self.waiting.rotate(-1)
+                continue
             run = sequence.piece()
             if run.count > left and parts:
                 break
@@ -89,3 +96,12 @@ class Scheduler:
             if left <= 0:
                 break
         return parts
+
+
+def _drafted(sequence: Sequence, vocabulary: int) -> list[int]:
+    """What a row's draft proposes, as far as there is room. Raises Phi4Error for what is no token."""
+    room = min(sequence.options.max_tokens - sequence.chosen - 1, sequence.room)
+    draft = [int(token) for token in sequence.draft(sequence.known)][: max(room, 0)]
+    if wrong := [token for token in draft if not 0 <= token < vocabulary]:
+        raise Phi4Error(f"a draft proposes token {wrong[0]}, expected ids from 0 to {vocabulary - 1}")
+    return draft

@@ -11,8 +11,10 @@ from ..decoder.state import RowState, Run
 from ..errors import Phi4Error, PromptError
 from ..inputs.processor import Row
 from ..inputs.tokenizer import Tokenizer
+from ..modalities import Medium, Slices, projector_of
 from ..model import Phi4
 from .constraints import Constraint
+from .media_cache import MediaCache
 from .options import GenerationOptions
 from .sampling import Sampler
 from .text import AnswerText
@@ -76,7 +78,16 @@ class Sequence:
         self.finish_reason: str | None = None
         self.siblings: list[Sequence] = []  # other answers to the same prompt, which wait for its prefill
         self._features: dict[int, mx.array] = {}
+        self._encoding: tuple[int, Medium, Slices] | None = None
+        self._put_off = False  # it was taken out of a batch and may come back
         self.admitted_at = self.first_token_at = self.last_token_at = 0.0
+
+    @property
+    def _media_cache(self) -> MediaCache | None:
+        options = self.options
+        if options.media_cache is None and options.prompt_cache is not None:
+            return options.prompt_cache.media
+        return options.media_cache
 
     def check(self, model: Phi4) -> None:
         """Refuse what this model cannot compute. Raises Phi4Error."""
@@ -98,22 +109,27 @@ class Sequence:
 
         Raises Phi4Error.
         """
-        if self.finish_reason is not None or self.admitted_at:
+        if self.finish_reason is not None or (self.admitted_at and not self._put_off):
             raise Phi4Error("this sequence was admitted before")
         self.check(model)
         options, decoder = self.options, model.config.decoder
-        self.sampler = Sampler(options, self.row.ids, self.stop_ids, decoder.vocab_size)
         self._original = decoder.rope.original_max_position_embeddings
-        self.admitted_at = time.perf_counter()
+        if self._put_off:
+            self.sampler.rewind(self.known)
+        else:
+            self.sampler = Sampler(options, self.row.ids, self.stop_ids, decoder.vocab_size)
+            self.admitted_at = time.perf_counter()
         if not prefill:
             return
-        state = model.new_state(self.row, long=options.rope == "long")
+        state = model.new_state(self.row, long=options.rope == "long" or len(self.known) > self._original)
         cache, kv = options.prompt_cache, options.kv
         found = cache.take(self.row, state.long, kv, share=self.shares_cache) if cache is not None else None
         if found is None:
             state.caches = kv.make(len(model.model.layers))
         self.state = found or state
-        self.reused = self.state.offset
+        if not self._put_off:
+            self.reused = self.state.offset
+        self._put_off = False
 
     @property
     def known(self) -> list[int]:
@@ -161,24 +177,37 @@ class Sequence:
         return Run(self.state, stop - start, int(stop == total))
 
     def embed_piece(self, model: Phi4, count: int) -> mx.array:
-        """Embeddings (1, count, D) of the next tokens to prefill; encodes the media that they touch."""
+        """Embeddings (1, count, D) of the next tokens to prefill, whose media are encoded."""
         start = self.state.offset
-        self._encode(model, start, start + count)
         row = Row((*self.row.ids, *self.tokens), self.row.media, self.row.mode, self.row.adapter)
         return model.embed(row, start, start + count, self._features)
 
-    def _encode(self, model: Phi4, start: int, stop: int) -> None:
-        options = self.options
-        seen = options.media_cache
-        if seen is None and options.prompt_cache is not None:
-            seen = options.prompt_cache.media
-        for first, item in self.row.media:
-            if first in self._features or first + item.tokens <= start or first >= stop:
-                continue
-            mode = self.row.mode
-            features = model.embed_medium(item, mode) if seen is None else seen.embed(model, item, mode)
-            mx.eval(features)  # here, so that a medium that fails is this row's own
-            self._features[first] = features
+    @property
+    def unencoded(self) -> tuple[int, Medium] | None:
+        """The first medium that the next piece needs and whose embeddings are not here yet."""
+        start = self.state.offset
+        stop = start + self.piece().count
+        media = ((first, item) for first, item in self.row.media if first < stop and first + item.tokens > start)
+        return next((each for each in media if each[0] not in self._features), None)
+
+    def encode_slice(self, model: Phi4) -> None:
+        """A slice of the work on the next medium; done here, so that a medium that fails is this row's own affair."""
+        if self._encoding is None:
+            first, item = self.unencoded
+            cache = self._media_cache
+            seen = None if cache is None else cache.get(model, (item.key, projector_of(item, self.row.mode)))
+            if seen is not None:
+                self._features[first] = seen
+                return
+            self._encoding = first, item, model.embed_slices(item, self.row.mode)
+        first, item, slices = self._encoding
+        try:
+            next(slices)
+        except StopIteration as end:
+            mx.eval(end.value)
+            self._features[first], self._encoding = end.value, None
+            if self._media_cache is not None:
+                self._media_cache.put((item.key, projector_of(item, self.row.mode)), end.value)
 
     def prefilled(self) -> None:
         """The prompt is in the caches: let go of what only served to get there."""
@@ -198,6 +227,17 @@ class Sequence:
     def fork_into(self, sibling: "Sequence") -> None:
         """Hand the prompt's state on to another answer to it."""
         sibling.state, sibling._features, sibling.reused = self.state.fork(), dict(self._features), self.reused
+
+    def put_off(self) -> None:
+        """Let go of all that can be computed again; tokens, counts, text and constraint stay."""
+        self.state, self.pending, self._features, self._encoding = None, None, {}, None
+        self.chosen, self._put_off = len(self.tokens), True
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys, values and embeddings of media."""
+        features = sum(part.nbytes for part in self._features.values())
+        return features + (self.state.nbytes if self.state is not None else 0)
 
     def take(self, token: int, logprob: float | None, top: tuple | None) -> SequenceToken:
         """Read a token: its text, and whether it ends the answer."""

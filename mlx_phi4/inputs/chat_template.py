@@ -4,9 +4,12 @@ The family shares one template (see ``prompt.py``), but a model may begin every 
 own, as Phi-4-mini-reasoning does. That text is read off the template by rendering it twice.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..errors import ConfigError
+from ..files import read_json, read_text
+from .template_evaluator import evaluate
 
 SYSTEM, USER = "SYSTEM-CONTENT", "USER-CONTENT"
 ANSWER = f"<|user|>{USER}<|end|><|assistant|>"
@@ -36,23 +39,18 @@ def read_default_system(folder: Path) -> DefaultSystemText:
 def _template(folder: Path) -> str | None:
     try:
         if (folder / "chat_template.jinja").exists():
-            return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-        raw = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+            return read_text(folder / "chat_template.jinja")
+        template = read_json(folder / "tokenizer_config.json").get("chat_template")
+    except ConfigError:
         return None
-    template = raw.get("chat_template") if isinstance(raw, dict) else None
     return template if isinstance(template, str) else None
 
 
 def _render(template: str, messages: list[dict]) -> str:
-    """Render in Jinja's sandbox, as Transformers does; a template that fails says nothing."""
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    """The template's text for these messages; one that fails, in whatever way, says nothing."""
     try:
-        return environment.from_string(template).render(messages=messages, add_generation_prompt=True, tools=None)
-    except (TemplateError, TypeError, ValueError):
+        return evaluate(template, {"messages": messages, "add_generation_prompt": True, "tools": None})
+    except Exception:  # a template is somebody else's program: there is nothing that it may not do wrong
         return ""
 
 

@@ -1,14 +1,14 @@
 """The checkpoint's own ``tokenizer.json``, and encoding that content cannot use to forge roles."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import Config
-from ..errors import CheckpointError, ConfigError, PromptError
+from ..config import LARGEST, Config
+from ..errors import ConfigError, PromptError
 from ..files import read_json
 from ..modalities import MODALITIES
 from .chat_template import read_default_system
+from .tokenizer_file import is_panic, read_tokenizer
 
 END = "<|end|>"
 END_OF_TEXT = "<|endoftext|>"
@@ -36,20 +36,8 @@ class Tokenizer:
 
     def __init__(self, folder: Path, config: Config):
         """Read ``tokenizer.json``. Raises CheckpointError or ConfigError if it cannot serve."""
-        import tokenizers
-
         path = folder / "tokenizer.json"
-        try:
-            # as text: a second parse in the library costs less than rebuilding its JSON
-            text = path.read_text(encoding="utf-8")
-            self._tokenizer = tokenizers.Tokenizer.from_str(text)
-            added = json.loads(text).get("added_tokens", [])
-        except FileNotFoundError:
-            raise CheckpointError(f"{path} is missing") from None
-        except Exception as error:  # the library raises bare Exception for a malformed file
-            raise CheckpointError(f"{path} cannot be read: {error}") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer, added = read_tokenizer(path, config.decoder.vocab_size)
         self.special = {
             token["content"]: SpecialToken(
                 token["content"],
@@ -90,23 +78,30 @@ class Tokenizer:
         stops = {self.special[s].id for s in (END, END_OF_TEXT) if s in self.special}
         path = folder / "generation_config.json"
         if path.exists():
-            extra = read_json(path).get("eos_token_id") or []
-            extra = extra if isinstance(extra, list) else [extra]
-            if not all(type(token) is int for token in extra):
-                raise ConfigError(f"{path}: eos_token_id is {extra}, expected integers")
+            extra = read_json(path).get("eos_token_id")
+            extra = extra if isinstance(extra, list) else [] if extra is None else [extra]
+            # one beyond the vocabulary is a stop that never comes, as some published files have it
+            if not all(type(token) is int and 0 <= token <= LARGEST for token in extra):
+                raise ConfigError(f"{path}: eos_token_id is {extra}, expected token ids")
             stops.update(extra)
         return frozenset(stops)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a string in which special tokens count, as the published joined encoding.
 
-        Raises PromptError for text that is not Unicode: half a surrogate pair, from undecodable bytes.
+        Raises PromptError for text that is not Unicode (half a surrogate pair, from undecodable bytes), or that the
+        tokenizer's pattern gives up on.
         """
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise PromptError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from None
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            raise PromptError(f"the tokenizer cannot split the text: {error}") from None
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of a string in which no special token counts, whatever it spells."""

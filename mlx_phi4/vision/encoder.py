@@ -1,13 +1,14 @@
 """SigLIP over the views of a picture (arXiv 2303.15343), as far as its last layer but one."""
 
 import math
+from collections.abc import Generator
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from ..config import PATCH_SIZE, VisionConfig
-from ..device import compute_dtype
+from ..device import compute_dtype, finished
 from .preprocess import PATCHES, Picture
 
 VIEWS_AT_ONCE = 4  # bounds memory: a picture has up to 37 views of 1024 patches
@@ -87,7 +88,11 @@ class VisionEncoder(nn.Module):
         self.layers = [Layer(config) for _ in range(config.used_layers)]
 
     def __call__(self, picture: Picture) -> list[mx.array]:
-        """Features of every view, the global view first: (cell rows, cell columns, D) each.
+        """Features of every view, the global view first: (cell rows, cell columns, D) each."""
+        return finished(self.slices(picture))
+
+    def slices(self, picture: Picture) -> Generator[None, None, list[mx.array]]:
+        """As ``__call__``, with a pause after every few views.
 
         Only the patches that reach a kept cell are computed: padding beyond them is masked as a
         key and pooled into nothing. Views of one shape go through together, a few at a time.
@@ -102,6 +107,7 @@ class VisionEncoder(nn.Module):
                 mx.eval(pooled)
                 for i, view in enumerate(some):
                     features[view] = pooled[i]
+                yield
         return features
 
     def encode(self, pixels: np.ndarray, kept: tuple[int, int]) -> mx.array:

@@ -1,0 +1,1 @@
+"""One process that serves text, pictures and speech to any OpenAI client."""

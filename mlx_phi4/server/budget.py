@@ -1,0 +1,48 @@
+"""Bytes counted before they are taken: on Metal a failed allocation ends the process."""
+
+import os
+from dataclasses import dataclass
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ..decoder.kv_cache import BLOCK
+from ..model import Phi4
+
+STEP_TOKENS = 2048  # tokens whose activations a step may hold
+SHARE = 0.75  # of a machine's memory, where it recommends nothing
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What rows and prefixes may hold, in bytes: the limit without weights and without a step's own needs.
+
+    ``token`` is what a token's keys and values take in all layers.
+    """
+
+    total: int
+    token: int
+
+    @classmethod
+    def of(cls, model: Phi4, limit: int | None = None, reserve: int | None = None) -> "Budget":
+        """From a limit in bytes for the whole process (None: what the machine recommends)."""
+        decoder = model.config.decoder
+        width = model.model.norm.weight.dtype.size
+        token = decoder.num_hidden_layers * 2 * decoder.num_key_value_heads * decoder.head_dim * width
+        if limit is None:
+            physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            limit = mx.device_info().get("max_recommended_working_set_size") or int(SHARE * physical)
+        weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+        if reserve is None:
+            # gate, up and their product, queries, keys, values, residuals: about six times the widest
+            reserve = 6 * STEP_TOKENS * 2 * decoder.intermediate_size * width
+        return cls(max(limit - weights - reserve, 0), token)
+
+    def tokens(self, count: int) -> int:
+        """Bytes of so many tokens' keys and values, in whole blocks."""
+        return -(-count // BLOCK) * BLOCK * self.token
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row that fits."""
+        return self.total // (BLOCK * self.token) * BLOCK
