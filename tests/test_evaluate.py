@@ -40,6 +40,14 @@ def manifest(tmp_path):
     return write
 
 
+class Phi4:
+    """Stands for a model that is never asked."""
+
+
+class Processor:
+    """Stands for its processor."""
+
+
 @pytest.fixture
 def heard(monkeypatch, manifest):
     """A function (lines of dictionaries with "heard") -> their scores; "heard" is a text, or an exception's message."""
@@ -54,7 +62,7 @@ def heard(monkeypatch, manifest):
                 yield index, f"{item.audio}: broken" if text is None else (text, 2.0)
 
         monkeypatch.setattr(speech, "_transcribed", transcribed)
-        return evaluate_asr(manifest(*names), object(), processor=object(), **options)
+        return evaluate_asr(manifest(*names), Phi4(), processor=Processor(), **options)
 
     return score
 

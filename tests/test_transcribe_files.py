@@ -265,10 +265,10 @@ def test_one_bad_file_stops_no_other(run, here, batches):
 def test_a_file_that_surprises_a_library_stops_no_other(run, here, batches, monkeypatch):
     from mlx_phi4.audio import reader
 
-    def surprised(source, open_recording=reader.open_recording):
+    def surprised(source, open_recording=reader.open_recording, **options):
         if "a.wav" in str(source):
             raise IndexError("list index\nout of range")
-        return open_recording(source)
+        return open_recording(source, **options)
 
     record("a.wav"), record("b.wav")
     monkeypatch.setattr(reader, "open_recording", surprised)

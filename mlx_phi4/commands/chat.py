@@ -1,9 +1,12 @@
 """The command mlx_phi4.chat, and the function that talks on standard input and output."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from ..arguments import kinds
+from ..arguments.names import takes
 from ..generation.chat import MAX_TOKENS
 from . import cli
 
@@ -12,13 +15,23 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..model import Phi4
 
 
+@takes(
+    model=kinds.model,
+    processor=kinds.processor,
+    system=kinds.text | None,
+    images=kinds.one_or_several(kinds.path) | None,
+    audios=kinds.one_or_several(kinds.path) | None,
+    hide_thinking=kinds.flag,
+    stats=kinds.flag,
+    quiet=kinds.flag,
+)
 def chat(
     model: "Phi4",
     processor: "Processor",
     *,
     system: str | None = None,
-    images: list | None = None,
-    audios: list | None = None,
+    images: Path | str | list | None = None,
+    audios: Path | str | list | None = None,
     hide_thinking: bool = False,
     stats: bool = False,
     quiet: bool = False,
@@ -28,7 +41,7 @@ def chat(
 
     Args:
         system: a system message in front.
-        images, audios: paths that belong to the first turn.
+        images, audios: a path, or a list of them, that belong to the first turn.
         hide_thinking: leave ``<think>`` blocks out of what is shown; the history keeps them.
         stats: a line of statistics after each answer.
         quiet: no greeting and no progress.
@@ -39,7 +52,10 @@ def chat(
         KeyboardInterrupt: Ctrl-C while lines are read from elsewhere than a terminal.
     """
     from ..generation.chat import Chat
+    from ..generation.options import make_options
     from .repl import Repl
+
+    make_options(options, also=("system", "images", "audios", "quiet"))
 
     talk = Chat(model, processor, system=system, **options)
     for path in images or []:

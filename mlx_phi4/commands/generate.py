@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 @cli.model_option()
 @click.option("--prompt", "-p", help="The user's turn; '-' reads standard input.")
 @click.option("--system", "--system-prompt", help="A system message in front.")
-@click.option("--image", "images", multiple=True, help="A picture's path; repeatable.")
+@click.option("--image", "images", multiple=True, help="A picture's path, '-' for standard input; repeatable.")
 @click.option("--audio", "audios", multiple=True, help="A recording's path; repeatable.")
 @cli.sampling_options
 @cli.engine_options
@@ -47,6 +47,7 @@ def main(model, revision, prompt, images, audios, logit_bias, prompt_cache_file,
     from ..generation.generate import stream_generate
     from ..loading import load
 
+    images = [sys.stdin.buffer.read() if image == "-" else image for image in images]
     model, processor = load(model, revision=revision, quiet=quiet)
     if cache_file:
         from ..generation.prompt_cache import PromptCache

@@ -52,6 +52,7 @@ class _Command(click.Command):
 @click.option("--segment-seconds", type=float, help="Longest piece, at most 40.  [default: usually 30]")
 @click.option("--pause", type=float, help="Least silence in seconds between pieces.  [default: usually 0.5]")
 @click.option("--clip-timestamps", metavar="START,END,...", help="Parts to hear, in seconds or mm:ss.")
+@click.option("--partial", is_flag=True, help="Take what a truncated recording still holds, with a warning.")
 @click.option("--batch-size", default=8, show_default=True, help="Pieces decoded together, of all files.")
 @click.option("--max-tokens", "-m", type=int, help="Most tokens of an answer.  [default: by the piece's length]")
 @click.option(

@@ -6,10 +6,31 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..arguments import kinds
+from ..arguments.names import takes
 from ..errors import ConversionError
 from ..files import expanded
 
 
+@takes(
+    model=kinds.path,
+    mlx_path=kinds.path,
+    revision=kinds.text | None,
+    quantize=kinds.flag,
+    q_bits=kinds.integer() | None,
+    q_group_size=kinds.integer() | None,
+    q_mode=kinds.text,
+    quant_predicate=kinds.text | None,
+    adapter_bits=kinds.integer() | None,
+    encoder_bits=kinds.integer() | None,
+    dtype=kinds.text | None,
+    dequantize=kinds.flag,
+    overwrite=kinds.flag,
+    resume=kinds.flag,
+    verify=kinds.flag,
+    upload_repo=kinds.text | None,
+    quiet=kinds.flag,
+)
 def convert(
     model: str | Path,
     mlx_path: str | Path = "mlx_model",

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..arguments import kinds
+from ..arguments.names import takes
 from ..errors import Phi4Error, PromptError
 from ..files import expanded, write_whole
 
@@ -25,6 +27,7 @@ class Chat:
     its attachments stay for another try.
     """
 
+    @takes(model=kinds.model, processor=kinds.processor, system=kinds.text | None)
     def __init__(self, model: "Phi4", processor: "Processor", *, system: str | None = None, **options):
         """``options`` are those of ``stream_generate``. Raises Phi4Error if one is out of its range."""
         from .prompt_cache import PromptCache
@@ -43,12 +46,17 @@ class Chat:
         front = [] if self.system is None else [{"role": "system", "content": _literal(self.system)}]
         return front + self.turns
 
+    def __repr__(self):
+        return f"Chat({len(self.turns)} turns, {len(self.attached)} attached, system={kinds.shown(self.system)})"
+
+    @takes(path=kinds.path)
     def attach_image(self, path: str | Path) -> None:
         """Put a picture into the next user turn. Raises Phi4Error if it cannot be used."""
         from ..vision.preprocess import prepare_picture
 
         self._attach("image", path, prepare_picture)
 
+    @takes(path=kinds.path)
     def attach_audio(self, path: str | Path) -> None:
         """Put a recording into the next user turn. Raises Phi4Error if it cannot be used."""
         from ..audio.preprocess import prepare_clip
@@ -61,6 +69,7 @@ class Chat:
         # prepared once, for every turn to come: the file may change or go while the conversation lasts
         self.attached.append({"type": kind, kind: prepare(path), "path": str(path.resolve())})
 
+    @takes(text=kinds.text)
     def send(self, text: str) -> Iterator[str]:
         """Ask, and yield the answer in pieces (some are empty), one for each token.
 
@@ -108,6 +117,7 @@ class Chat:
         self.turns, self.attached, self.last = [], [], None
         self.cache.clear()
 
+    @takes(path=kinds.path)
     def save(self, path: str | Path) -> Path:
         """Write the conversation as a JSON list of messages, media as paths. Raises Phi4Error."""
         path = expanded(path)
@@ -126,7 +136,7 @@ def _check(processor: "Processor", options: dict) -> None:
     from .options import make_options
     from .text import AnswerText
 
-    chosen = make_options(options)
+    chosen = make_options(options, also=("system",))
     AnswerText(processor.tokenizer, chosen.stop)
     decoder = processor.config.decoder
     chosen.kv.check(decoder.head_dim)

@@ -10,6 +10,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from ..arguments import kinds
+from ..arguments.names import checked_fields, takes
 from ..decoder.kv_cache import CacheOptions, KVCache, QuantizedKVCache, WindowKVCache
 from ..decoder.state import RowState
 from ..device import cpu_stream, exclusive
@@ -26,6 +28,12 @@ KINDS = {"plain": KVCache, "quantized": QuantizedKVCache, "window": WindowKVCach
 MediaSpan = tuple[int, str, str]  # where a medium starts, its content's digest, its projector
 
 
+@checked_fields(
+    media=kinds.of_class("MediaCache", "a MediaCache"),
+    state=kinds.of_class("RowState", "a RowState") | None,
+    options=kinds.of_class("CacheOptions", "CacheOptions"),
+    source=kinds.path | None,
+)
 @dataclass
 class PromptCache:
     """One sequence's state, and what it was computed from.
@@ -41,6 +49,15 @@ class PromptCache:
     options: CacheOptions = field(default_factory=CacheOptions)
     source: Path | None = None  # the file that it was loaded from, until it is used
     model: Callable[[], Phi4 | None] = field(default=lambda: None, repr=False)  # whose keys and values these are
+
+    def __post_init__(self):
+        span = kinds.of_class("tuple", "a triple (start, digest, projector)")
+        kinds.settle(self, {"tokens": kinds.several(kinds.integer(0)), "spans": kinds.several(span)})
+        self.tokens, self.spans = list(self.tokens), frozenset(self.spans)
+
+    def __repr__(self):
+        adapter = None if self.state is None else self.state.adapter
+        return f"PromptCache({len(self.tokens)} tokens, adapter={adapter!r}, media={self.media})"
 
     def clear(self) -> None:
         """Forget the sequence; embeddings of media stay."""
@@ -82,6 +99,7 @@ class PromptCache:
         self.tokens = [*row.ids, *generated][: state.offset]
         self.spans = frozenset(span for span in spans_of(row) if span[0] < state.offset)
 
+    @takes(path=kinds.path, model=kinds.model)
     def save(self, path: str | Path, model: Phi4) -> None:
         """Write to a safetensors file, beside its place and then renamed. Raises Phi4Error."""
         path = _checked(path)
@@ -114,6 +132,7 @@ class PromptCache:
             raise Phi4Error(f"{path}: the prompt cache cannot be written: {error}") from None
 
     @classmethod
+    @takes(path=kinds.path, model=kinds.model)
     def load(cls, path: str | Path, model: Phi4) -> "PromptCache":
         """Read a file that ``save`` wrote for this very model. Raises Phi4Error."""
         path = _checked(path)

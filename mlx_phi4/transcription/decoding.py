@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..arguments.kinds import integer, one_or_several, real, settle
 from ..config import WINDOW_SECONDS
-from ..errors import Phi4Error
 from .tasks import Question, split_answer
 from .transcript import Segment
 
@@ -28,14 +28,24 @@ SPARE_TOKENS = 32
 ANSWER_TOKENS = 1024  # of an answer to a whole recording
 
 
+DECODING_KINDS = {
+    "batch_size": integer(1),
+    "max_tokens": integer(1) | None,
+    "temperatures": one_or_several(real(0, 10), least=1),
+    "compression_ratio_threshold": real(infinite=True) | None,
+    "logprob_threshold": real(infinite=True) | None,
+    "seed": integer(0),
+}
+
+
 @dataclass(frozen=True)
 class DecodingOptions:
     """How pieces are decoded and when an answer is tried again.
 
     ``batch_size`` pieces at once; ``max_tokens`` of an answer, None for a number that grows with the piece;
-    ``temperatures`` one attempt each, until an answer passes; ``compression_ratio_threshold`` and
-    ``logprob_threshold`` that an answer must keep to, None for no such guard; ``seed`` of the attempts above
-    temperature 0.
+    ``temperatures`` one attempt each, until an answer passes (one number for a single attempt);
+    ``compression_ratio_threshold`` and ``logprob_threshold`` that an answer must keep to, None for no such guard;
+    ``seed`` of the attempts above temperature 0.
     """
 
     batch_size: int = 8
@@ -46,14 +56,7 @@ class DecodingOptions:
     seed: int = 0
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise Phi4Error(f"batch_size is {self.batch_size}, expected at least 1")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise Phi4Error(f"max_tokens is {self.max_tokens}, expected at least 1")
-        if self.seed < 0:
-            raise Phi4Error(f"seed is {self.seed}, expected at least 0")
-        if not self.temperatures or not all(0 <= temperature <= 10 for temperature in self.temperatures):
-            raise Phi4Error(f"temperatures are {self.temperatures}, expected one or more, each from 0 to 10")
+        settle(self, DECODING_KINDS)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from ..errors import Phi4Error
+from ..errors import MediaError, Phi4Error
 from ..files import expanded, write_whole
+from ..sources import refuse_address
 from .chunking import readable
 from .records import Standing, noted, standing
 from .transcript import FORMATS, Transcript
@@ -70,6 +71,7 @@ def find_recordings(given: Iterable[str | Path], recursive: bool = False) -> tup
             found.setdefault(None, Found(None))
             continue
         try:
+            refuse_address(str(argument))
             path = expanded(argument)
             if not path.exists():
                 problems.append(f"{readable(argument)}: no such file or folder")
@@ -77,6 +79,8 @@ def find_recordings(given: Iterable[str | Path], recursive: bool = False) -> tup
             inside = _in_folder(path, recursive, problems) if path.is_dir() else [Found(path)]
             for each in inside:
                 found.setdefault(each.path.resolve(), each)
+        except MediaError as error:
+            problems.append(str(error))
         except (OSError, RuntimeError) as error:
             problems.append(f"{argument}: {getattr(error, 'strerror', None) or error}")
     return list(found.values()), problems
