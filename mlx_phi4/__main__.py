@@ -2,7 +2,7 @@
 
 import click
 
-from .commands import cli
+from .commands import cli, habits
 
 
 class Commands(click.Group):
@@ -14,6 +14,7 @@ class Commands(click.Group):
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """The command of this name, or None."""
+        name = name.replace("-", "_")
         if name == "generate":
             from .commands.generate import main
         elif name == "chat":
@@ -39,7 +40,9 @@ main = Commands(
     "python -m mlx_phi4",
     help="Phi-4-mini and Phi-4-multimodal on Apple silicon with MLX. COMMAND --help lists a command's options.",
     no_args_is_help=False,
+    context_settings=habits.SETTINGS,
 )
+cli.version_option(main)
 
 if __name__ == "__main__":
     cli.run(main)

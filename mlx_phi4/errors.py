@@ -23,6 +23,11 @@ def _one_line(text: str) -> str:
     plain = (" " if c.isspace() else c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return "".join(plain)
 
+    def __init__(self, message: object = ""):
+        # names of files may hold what no terminal or log file takes, and line breaks
+        text = str(message).encode("utf-8", "backslashreplace").decode("utf-8")
+        super().__init__(" ".join(text.splitlines()))
+
 
 class ConfigError(Phi4Error):
     """A ``config.json`` that lacks what is needed or asks for what is not supported."""
@@ -34,6 +39,10 @@ class CheckpointError(Phi4Error):
 
 class MediaError(Phi4Error):
     """A picture or a recording that cannot be read or used."""
+
+
+class TruncatedError(MediaError):
+    """A recording that ends, or cannot be read any further, before its header says it does."""
 
 
 class PromptError(Phi4Error):

@@ -1,23 +1,52 @@
 """From a folder, a built-in name or a hub id to a model and its processor."""
 
+import os
 import threading
 from pathlib import Path
 
 import mlx.core as mx
 
+from .arguments import kinds
+from .arguments.names import takes
 from .checkpoint.folder import read_checkpoint
 from .checkpoint.hub import find_folder
-from .converter.first_use import cached_folder, model_folder
+from .checkpoint.reach import ask_hub
+from .converter.first_use import FIRST_USE_BITS, cached_folder, model_folder
 from .decoder.adapters import LoRA
 from .device import exclusive, wire_memory
 from .errors import Phi4Error
 from .inputs.processor import Processor
 from .model import Phi4
 
+DTYPES = ("float32", "float16", "bfloat16")
+
 _kept: dict[Path, tuple[Phi4, Processor]] = {}
 _keeping = threading.Lock()
 
 
+def _dtype(value):
+    """A type by name, MLX's own, or numpy's."""
+    name = getattr(value, "__name__", str(value).removeprefix("mlx.core."))  # np.float16 is a class
+    if value is None or name in DTYPES:
+        return value if value is None else name
+    raise kinds.Unfit(", ".join(DTYPES))
+
+
+def _bits(value):
+    """How many bits; True means those of first use, False none."""
+    if isinstance(value, bool):
+        return FIRST_USE_BITS if value else False
+    return None if value is None else kinds.integer(among=(2, 3, 4, 5, 6, 8)).read(value)
+
+
+@takes(
+    path_or_hub_id=kinds.path,
+    revision=kinds.text | None,
+    dtype=kinds.Kind(_dtype),
+    lazy=kinds.flag,
+    quantize=kinds.Kind(_bits),
+    quiet=kinds.flag,
+)
 def load(
     path_or_hub_id: str | Path,
     *,
@@ -37,8 +66,9 @@ def load(
         dtype: float32, float16 or bfloat16 for all weights; None keeps the stored one.
         lazy: read a tensor when it is first needed; False reads all at once.
         quantize: so many bits (2, 3, 4, 5, 6 or 8) instead, also for a folder of published weights, once, into the
-            cache folder; see ``converter.first_use.cached_folder``. False: a hub id's weights as they are published.
-        quiet: nothing on standard error while weights are converted.
+            cache folder; see ``converter.first_use.cached_folder``. True: 4 bits. False: a hub id's weights as they are
+            published.
+        quiet: nothing on standard error while the hub is asked and weights are converted.
 
     Raises:
         Phi4Error: the folder, its configuration or its tensors do not fit; in one line.
@@ -46,6 +76,7 @@ def load(
     if quantize is None:
         folder = model_folder(path_or_hub_id, revision, quiet=quiet)
     elif quantize is False:
+        ask_hub(str(path_or_hub_id), revision, quiet=quiet)
         folder = find_folder(path_or_hub_id, revision)
     else:
         folder = cached_folder(path_or_hub_id, bits=quantize, revision=revision, quiet=quiet)
@@ -63,21 +94,23 @@ def load(
 
 
 def model_and_processor(
-    model: str | Path | Phi4, processor: Processor | None = None, *, quiet: bool = False
+    model: str | Path | Phi4, processor: Processor | None = None, *, revision: str | None = None, quiet: bool = False
 ) -> tuple[Phi4, Processor]:
     """A loaded model with its processor as they are; a folder or hub id as ``load`` has it.
 
     The last one that was loaded here stays in memory until another is asked for, so that the next call need not load it
     again; threads that ask at once wait for the first.
     """
-    if not isinstance(model, (str, Path)):
+    if not isinstance(model, (str, os.PathLike)):
+        if revision is not None:
+            raise Phi4Error(f"revision is {revision!r}: it goes with a hub id, not with a loaded model")
         if processor is None:
             raise Phi4Error("a loaded model needs its processor, as in transcribe(path, model, processor=processor)")
         return model, processor
     if processor is not None:
         raise Phi4Error(f"a processor goes with a loaded model, not with {str(model)!r}")
     with _keeping:
-        folder = model_folder(model, quiet=quiet).resolve()
+        folder = model_folder(model, revision, quiet=quiet).resolve()
         if folder not in _kept:
             _kept.clear()  # before loading: two models may not fit
             _kept[folder] = load(folder)

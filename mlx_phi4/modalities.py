@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 import mlx.nn as nn
 
+from .arguments.kinds import shown
 from .audio.encoder import AudioEncoder
 from .audio.preprocess import Clip, prepare_clip
 from .audio.projector import AudioProjector
@@ -32,6 +33,10 @@ class Mode(StrEnum):
     VISION = "vision"
     SPEECH = "speech"
     VISION_SPEECH = "vision-speech"
+
+    @classmethod
+    def _missing_(cls, value):
+        raise Phi4Error(f"value is {shown(value)}, expected {', '.join(cls)}")
 
 
 class Medium(Protocol):

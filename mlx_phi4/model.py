@@ -7,6 +7,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from .arguments.kinds import of_class
+from .arguments.names import takes
 from .config import Config
 from .decoder.decoder import Decoder
 from .decoder.state import RowState, Run
@@ -18,6 +20,7 @@ from .modalities import MODALITIES, Medium, Slices, modality_of
 class Phi4(nn.Module):
     """The whole model. It is never changed by a request: see ``decoder.state.RowState``."""
 
+    @takes(config=of_class("Config", "a Config, as in the model that load gives"))
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
@@ -33,10 +36,18 @@ class Phi4(nn.Module):
                 setattr(self, name, module)
         self._ready: set[str | None] = set()  # parts whose weights are read and computed
 
+    def __repr__(self):
+        held = [kind for kind, each in MODALITIES.items() if each.held(self.config)]
+        count = sum(array.size for _, array in tree_flatten(self.parameters()))
+        layers, width = self.config.decoder.num_hidden_layers, self.config.decoder.hidden_size
+        return f"Phi4({', '.join(['text', *held])}; {layers} layers of {width}, arrays of {count / 1e6:.1f} M numbers)"
+
+    @takes(inputs=of_class("Inputs", "the Inputs that a processor makes"))
     def __call__(self, inputs: Inputs) -> mx.array:
         """Logits (B, L, V) of a full forward pass without a cache, rows aligned at the right as their ids are.
 
-        Left-padding columns of a batch are zeros.
+        Left-padding columns of a batch are zeros. The logits are computed when they are needed, in the thread that made
+        them.
         """
         rows = inputs.rows
         order = sorted(range(len(rows)), key=lambda row: rows[row].adapter or "")

@@ -433,3 +433,62 @@ def test_memory_does_not_grow_with_the_number_of_requests(loaded):
     for _ in range(12):
         last = active()
     assert last <= first
+
+
+def test_a_wrong_draft_packs_no_keys_too_early(loaded):
+    """Keys that a wrong token pushed over ``quantized_kv_start`` used to be packed, and kept for the right ones."""
+    model, processor = loaded()
+    row = processor.row(MODES["text"])
+    options = {"max_tokens": 12, "kv_bits": 4, "kv_group_size": 32, "quantized_kv_start": len(row.ids) + 4}
+    plain = Sequence(row, GenerationOptions(logprobs=0, **options))
+    logprobs = {}
+    for name, draft in (("plain", None), ("drafted", lambda known: [*plain.known[len(known) :][:1], 5, 6])):
+        sequence = Sequence(row, plain.options, draft=draft) if draft else plain
+        batch = Batch(model)
+        batch.admit(sequence)
+        logprobs[name] = [token.logprob for tokens in run(batch) for token in tokens]
+    assert np.allclose(logprobs["plain"], logprobs["drafted"], atol=1e-4)
+
+
+def test_nothing_is_held_once_all_rows_have_ended(loaded):
+    """The look-ahead step held the keys and values of a row that a stop token had ended."""
+    model, processor = loaded()
+    sequence = sequence_of(processor, MODES["text"], text=False, max_tokens=50)
+    batch = Batch(model)
+    batch.admit(sequence)
+    batch.step()
+    batch.step()
+    batch.retire(sequence)
+    assert not batch.active and batch._flight is None
+
+
+def test_requests_with_prompt_caches_of_their_own(loaded):
+    model, processor = loaded()
+    caches = [PromptCache(), PromptCache()]
+    requests = [Request("Tell me of the sea.", options={"prompt_cache": cache}) for cache in caches]
+    batch_generate(model, processor, requests, max_tokens=3)
+    assert len(caches[0].tokens) == len(caches[1].tokens) > 10
+
+
+def test_progress_that_fails_ends_its_row_alone(loaded):
+    model, processor = loaded()
+    rows = [sequence_of(processor, MODES["text"], max_tokens=3, progress=breaks)]
+    rows.append(sequence_of(processor, MODES["vision"], max_tokens=3))
+    expected = tokens_of(model, processor, MODES["vision"], max_tokens=3)[0]
+    batch = Batch(model)
+    for row in rows:
+        batch.admit(row)
+    run(batch)
+    assert rows[0].finish_reason == "error" and rows[1].tokens == expected
+
+
+def test_a_constraint_that_allows_nothing_ends_its_row(loaded):
+    model, processor = loaded()
+    for mask in (np.zeros(model.config.decoder.vocab_size, bool), np.ones(1, bool)):
+        sequence = sequence_of(processor, MODES["text"], max_tokens=3)
+        sequence.constraint = OnlyEven(1)
+        sequence.constraint.mask = mask
+        batch = Batch(model)
+        batch.admit(sequence)
+        last = [token for tokens in run(batch) for token in tokens][-1]
+        assert isinstance(last.error, Phi4Error) and "constraint allows" in str(last.error)

@@ -288,11 +288,92 @@ def test_a_talk_in_a_terminal(terminal, media, tmp_path, loaded):
     assert "[text: prompt" in ask(talk, "//Hello again")
     assert "error" not in ask(talk, "")
     talk.sendeof()
+    talk.expect("not saved: /save FILE keeps it, Ctrl-D again ends")
+    talk.expect(">>> ")
+    talk.sendeof()
     assert end(talk) == 0
     assert "Traceback" not in talk.before
 
 
-def test_ctrl_c_stops_an_answer_and_ends_at_the_prompt(terminal):
+def test_a_bad_path_costs_nothing_but_a_line(terminal, tmp_path):
+    """Any of these ended the program once, and the conversation with it."""
+    talk = terminal("-m", 3)
+    ask(talk, "Hello there")
+    (tmp_path / "mine.txt").write_text("mine")
+    for command in ("/image", "/audio", "/save"):
+        for path in ("~nobody-here/x", "x" * 300, "/", f"{tmp_path}/none/x", f"{tmp_path}/mine.txt/x"):
+            assert ask(talk, f"{command} {path}").count("error: ") == 1, (command, path)
+    assert "is there already; /save! " in ask(talk, f"/save {tmp_path / 'mine.txt'}")
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert "2 messages]" in ask(talk, f"/save! {tmp_path / 'mine.txt'}")
+    assert "2 messages]" in ask(talk, f"/save {tmp_path / 'mine.txt'}")  # it is this conversation's own now
+    assert '"Hello there"' in ask(talk, "/save /dev/stderr")
+    assert ask(talk, "/image \x16\x1b[31mred.png").count("\x1b[31m") == 0
+    talk.sendeof()
+    assert end(talk) == 0  # all is saved: nothing to ask
+
+
+@pytest.mark.parametrize("arrives", ["pasted", "quickly"])
+def test_several_lines_at_once_are_one_message(terminal, tmp_path, arrives):
+    """With bracketed paste GNU readline gives them as one line, other terminals as lines in quick succession."""
+    talk = terminal("-m", 2)
+    pasted = "def f(x):\n    return x\n\n/ is no command"
+    if arrives == "pasted":
+        ask(talk, f"\x1b[200~{pasted}\x1b[201~")
+    else:
+        talk.send(pasted.replace("\n", "\r") + "\r/attached\r")
+        talk.expect("nothing is attached")
+        talk.expect(">>> ")
+    ask(talk, f"/save {tmp_path / 'talk.json'}")
+    messages = json.loads((tmp_path / "talk.json").read_text())
+    assert messages[0]["content"] == pasted and len(messages) == 2
+
+
+def test_a_spoken_question_alone_and_taking_back(terminal, media):
+    talk = terminal("-m", 3, "--stats")
+    assert ask(talk, "") == ""
+    assert "[nothing is attached]" in ask(talk, "/attached")
+    assert "an empty line sends it alone]" in ask(talk, f"/audio {media[1]}")
+    assert f"[audio {media[1]}]" in ask(talk, "/attached")
+    assert "[speech: prompt" in ask(talk, "")
+    ask(talk, f"/image '{media[0]}'")
+    assert "waits for a question" in ask(talk, "")
+    ask(talk, "/clear")
+    ask(talk, f"/audio {media[1]}")
+    assert "[speech: prompt" in ask(talk, "")
+    assert "[text: prompt" not in ask(talk, "And now?")
+    assert "[taken back: And now?]" in ask(talk, "/undo")
+    assert f"[taken back: audio {media[1]}]" in ask(talk, "/undo")
+    assert "no turn to take back" in ask(talk, "/undo")
+    assert "[text: prompt" in ask(talk, "And now?")  # nothing of the recording is left
+
+
+def test_an_error_in_the_middle_of_an_answer_costs_the_turn_only(loaded, capsys, monkeypatch):
+    chat = Chat(*loaded(), max_tokens=3)
+    repl = Repl(chat, quiet=True)
+    repl._take("Hello")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(chat.model.model.layers[0]), "__call__", lambda *_, **__: 1 / 0)
+        repl._take("Hello again")
+    assert "error: ZeroDivisionError: division by zero\n" in capsys.readouterr().err and len(chat.turns) == 2
+    repl.commands["/system"] = lambda _: {}["x"]
+    repl._take("/system x")
+    assert capsys.readouterr().err == "error: /system: KeyError: 'x'\n"
+    repl._take("And now?")
+    assert len(chat.turns) == 4
+
+
+def test_undo_takes_back_a_turn(loaded):
+    chat = Chat(*loaded(), max_tokens=4)
+    with pytest.raises(Phi4Error, match="no turn"):
+        chat.undo()
+    say(chat, "Hello")
+    say(chat, "Which?")
+    assert chat.undo()["content"] == "Which?" and len(chat.turns) == 2
+    assert say(chat, "Why?")[1] > 0
+
+
+def test_ctrl_c_stops_an_answer_and_never_loses_a_talk(terminal, tmp_path):
     talk = terminal("-m", 20_000, "--temperature", 2, "--seed", 1, "--min-tokens", 20_000)
     talk.sendline("Tell me of the sea.")
     talk.expect(r"(?s).{200}")  # more than the line's own echo
@@ -302,10 +383,17 @@ def test_ctrl_c_stops_an_answer_and_ends_at_the_prompt(terminal):
     talk.sendline("Go on.")
     talk.expect(r"(?s).{200}")
     talk.sendintr()
-    talk.expect(">>> ")
     talk.sendintr()
-    assert end(talk) == 130
+    talk.expect(">>> ")
+    for typed in ("", "half a line", "", ""):
+        talk.send(typed)
+        talk.sendintr()
+        talk.expect(r"\[Ctrl-D or /exit ends\]\r\n>>> ")
+    assert "messages]" in ask(talk, f"/save {tmp_path / 'talk.json'}")  # and not the half line
+    talk.sendline("/exit")
+    assert end(talk) == 0
     assert "Traceback" not in talk.before and "error" not in talk.before
+    assert json.loads((tmp_path / "talk.json").read_text())[0]["content"] == "Tell me of the sea."
 
 
 def test_thinking_is_dimmed(terminal):

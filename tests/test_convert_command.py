@@ -1,5 +1,6 @@
 """``mlx_phi4.convert`` as a person runs it, and publishing."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -40,6 +41,9 @@ def test_convert_verify_and_dequantize(run, checkpoint, tmp_path):
         (["--model", "{source}", "--no-quantize", "--adapter-bits", "4"], "does not go together"),
         (["--model", "{nothing}"], "no such model folder"),
         (["--verify", "--mlx-path", "{nothing}"], "config.json is missing"),
+        (["--verify", "--mlx-path", "{source}", "--q-bits", "4"], "--q-bits needs --model"),
+        (["--verify", "--mlx-path", "{source}", "--no-quantize"], "needs --model"),
+        (["--verify", "--mlx-path", "{source}", "--upload-repo", "me/model"], "--upload-repo needs --model"),
         (["--model", "{source}", "--upload-repo", "me/model"], "no hub token to upload with"),
     ],
 )
@@ -56,10 +60,13 @@ def test_upload(run, checkpoint, tmp_path, monkeypatch):
     calls = []
 
     class Api:
+        def whoami(self):
+            return {}
+
         def create_repo(self, **options):
             calls.append(options)
 
-        def upload_large_folder(self, **options):
+        def upload_folder(self, **options):
             assert (options["folder_path"] / "README.md").read_text().startswith("---\nlibrary_name: mlx\n")
             calls.append(options)
 
@@ -68,11 +75,32 @@ def test_upload(run, checkpoint, tmp_path, monkeypatch):
     code, output, errors = run("--model", checkpoint("text"), "--mlx-path", tmp_path / "out", "--upload-repo", "me/it")
     assert code == 0 and [call["repo_id"] for call in calls] == ["me/it", "me/it"]
     assert "secret-token" not in output + errors
+    assert f"The converted model is in {tmp_path / 'out'}, and https://huggingface.co/me/it" in errors
     Api.create_repo = lambda self, **options: (_ for _ in ()).throw(OSError("the hub said no"))
     again = ("--model", checkpoint("text"), "--mlx-path", tmp_path / "again", "--upload-repo", "me/it", "--quiet")
     code, _, errors = run(*again)
     assert code == 2 and "is complete, but the upload to me/it failed: the hub said no" in errors
     assert (tmp_path / "again" / "config.json").exists()
+
+
+def test_an_upload_that_cannot_be_is_refused_before_the_work_and_in_a_line(checkpoint, tmp_path):
+    """Without a network it was a traceback of 80 lines, hours later."""
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "x", "no_proxy": "*"}
+    environment |= {"HF_HUB_OFFLINE": "0"}
+    program = [sys.executable, "-m", "mlx_phi4", "convert", "--model", str(checkpoint("text")), "--mlx-path", "out"]
+    for repo in ("me/model", "no//name"):
+        done = subprocess.run(
+            [*program, "--upload-repo", repo], env=environment, capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
+        assert done.stderr.startswith(f"error: the hub would not take an upload to {repo}: ")
+
+
+def test_publishing_calls_what_the_hubs_library_has():
+    """A method that a new version of it lacks was only missed after the conversion."""
+    from huggingface_hub import HfApi
+
+    assert all(callable(getattr(HfApi, name)) for name in ("whoami", "create_repo", "upload_folder"))
 
 
 def test_model_card():

@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -39,6 +40,14 @@ def manifest(tmp_path):
     return write
 
 
+class Phi4:
+    """Stands for a model that is never asked."""
+
+
+class Processor:
+    """Stands for its processor."""
+
+
 @pytest.fixture
 def heard(monkeypatch, manifest):
     """A function (lines of dictionaries with "heard") -> their scores; "heard" is a text, or an exception's message."""
@@ -53,7 +62,7 @@ def heard(monkeypatch, manifest):
                 yield index, f"{item.audio}: broken" if text is None else (text, 2.0)
 
         monkeypatch.setattr(speech, "_transcribed", transcribed)
-        return evaluate_asr(manifest(*names), object(), processor=object(), **options)
+        return evaluate_asr(manifest(*names), Phi4(), processor=Processor(), **options)
 
     return score
 
@@ -212,6 +221,27 @@ def test_json_on_standard_output_is_all_there_is(recordings, checkpoint, run_com
     assert (code, out, err) == (2, "", "error: gone/scores.json: its folder does not exist\n")
     code, out, err = run_command(command, "asr", recordings, "--model", "nowhere", "--json", recordings.parent)
     assert (code, out) == (2, "") and "is a folder" in err
+
+
+def test_results_replace_earlier_results_and_nothing_else(recordings, checkpoint, run_command, monkeypatch):
+    """A picture was replaced without a word once, and so was the device that should only have heard them."""
+    asked = ("asr", recordings, "--model", checkpoint(), "--limit", 1, "--json")
+    monkeypatch.chdir(recordings.parent)
+    Path("mine.json").write_text('{"mine": true}')
+    Path("link.json").symlink_to("real.json")
+    code, _, err = run_command(command, *asked, "mine.json", "--model", "nowhere")
+    assert code == 2 and "was not written by this command; --overwrite replaces it" in err
+    assert Path("mine.json").read_text() == '{"mine": true}'
+    for _ in range(2):
+        assert run_command(command, *asked, "link.json")[0] == 0
+    assert Path("link.json").is_symlink() and json.loads(Path("real.json").read_text())["scored"] == 1
+    assert run_command(command, *asked, "mine.json", "--overwrite")[0] == 0
+    assert json.loads(Path("mine.json").read_text())["made_by"] == "mlx_phi4.evaluate asr"
+    assert run_command(command, *asked, "/dev/null")[0] == 0 and Path("/dev/null").is_char_device()
+    assert json.loads(run_command(command, *asked, "/dev/stdout")[1])["scored"] == 1
+    for name in ("x" * 300, "nul\0", "/proc/none/x", "~nobody-here/x"):
+        code, _, err = run_command(command, *asked, name, "--model", "nowhere")
+        assert code == 2 and len(err.splitlines()) == 1
 
 
 def test_a_full_disk_does_not_cost_the_summary(recordings, checkpoint, run_command, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -121,6 +122,79 @@ def test_bad_input_gets_one_line(run, checkpoint, media, tmp_path):
         assert len(err.splitlines()) == 1
 
 
+def test_cheap_mistakes_are_told_before_the_hub_is_asked(run, media, monkeypatch):
+    """An unreachable hub costs seconds, and loading may cost minutes: a missing picture need not wait for either."""
+    monkeypatch.setattr("mlx_phi4.loading.load", None)
+    for message, arguments in {
+        "none.png: no such file": ("--image", "none.png"),
+        "is a folder": ("--audio", media[0].parent),
+        "path of a picture or a recording is empty": ("--image", ""),
+        "File name too long": ("--image", "x" * 300),
+        "~nobody-here/x: no such file": ("--image", "~nobody-here/x"),
+        "max_tokens is 0": ("-p", "x", "-m", 0),
+        "prefill_step_size is 0": ("-p", "x", "--prefill-step-size", 0),
+        "logit_bias is 1=nan": ("-p", "x", "--logit-bias", "1=nan"),
+        "'--model': is empty": ("-p", "x", "--model", ""),
+        "none.safetensors: no such file": ("-p", "x", "--prompt-cache-file", "none.safetensors"),
+    }.items():
+        code, _, err = run(*arguments)
+        assert code == 2 and message in err and len(err.splitlines()) == 1, err
+
+
+def test_a_hub_that_cannot_be_reached_is_named_and_not_waited_for(tmp_path):
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "no_proxy": "*"}
+    environment |= {"MLX_PHI4_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    began = time.monotonic()
+    done = subprocess.run([*PROGRAM, "-p", "Hi"], env=environment, capture_output=True, text=True)
+    said = done.stderr.splitlines()
+    assert said[0] == "Asking the hub for microsoft/Phi-4-multimodal-instruct ..." and len(said) == 2
+    assert said[1].startswith("error: microsoft/") and "the hub cannot be reached" in said[1] and done.returncode == 2
+    assert time.monotonic() - began < 15  # 24 s and more by the library's own patience
+
+
+def test_names_and_answers_do_not_reach_a_terminal_as_commands(run, checkpoint):
+    code, _, err = run("--model", checkpoint(), "--image", "\x1b[31mred\x9b.png")
+    assert code == 2 and err == "error: \\x1b[31mred\\x9b.png: no such file\n"
+
+
+def test_a_name_that_begins_with_a_tilde_is_a_name(run, checkpoint, media, monkeypatch):
+    monkeypatch.chdir(media[0].parent)
+    media[0].rename("~draft.png")
+    assert run("--model", checkpoint(), "-m", 2, "--image", "~draft.png", "--quiet")[0] == 0
+
+
+def test_habits_of_mlx_lm(run, checkpoint):
+    model = ("--model", checkpoint(), "-p", "Hello", "-m", 3)
+    plain = run(*model, "--system", "Be brief.", "--quiet")
+    assert run(*model, "--system_prompt", "Be brief.", "--verbose", "False", "--temp", 0, "--top_p", 1) == plain
+    assert run(*model, "--verbose")[2] and run(*model, "--verbose", "True")[2]
+    for option, ours in {"--extra-eos-token": "--stop", "--ignore_chat_template": "--raw"}.items():
+        code, _, err = run(*model, option, "x")
+        assert code == 2 and option.replace("_", "-") in err and ours in err and len(err.splitlines()) == 1
+    assert run(*model, "--quiet", "--verbose", "True")[0] == 2
+
+
+def test_imports_are_not_counted_as_the_prompts_time(checkpoint):
+    """mlx_lm takes seconds to import, once; figures of a first answer were those of its imports."""
+    code = (
+        "import sys\n"
+        "from mlx_phi4 import load, stream_generate\n"
+        "from mlx_phi4.generation.batch import Batch\n"
+        "def step(self, step=Batch.step):\n"
+        "    before = set(sys.modules)\n"
+        "    found = step(self)\n"
+        "    assert not (late := set(sys.modules) - before), late\n"
+        "    return found\n"
+        "Batch.step = step\n"
+        "for options in ({}, {'repetition_penalty': 1.1}, {'temperature': 1.0, 'top_p': 0.5}, {'stop': 'x'}, KV):\n"
+        "    for _ in stream_generate(*load(MODEL), 'Hi', max_tokens=2, **options): pass\n"
+    )
+    values = f"MODEL, KV = {str(checkpoint())!r}, {{'kv_bits': 8, 'kv_group_size': 32}}\n"
+    subprocess.run([sys.executable, "-c", values + code], check=True)
+    kv_first = code.replace("({}, ", "(KV, ")
+    subprocess.run([sys.executable, "-c", values + kv_first], check=True)
+
+
 def test_import_is_light():
     code = (
         "import sys, mlx_phi4\n"
@@ -169,6 +243,22 @@ def test_terminals_that_cannot_show_or_take_anything(checkpoint):
     assert done.returncode == 0 and "?" in done.stdout
     closed = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *PROGRAM, *arguments], capture_output=True, text=True)
     assert (closed.returncode, closed.stderr) == (2, "error: standard output is closed\n")
+    answer = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=True).stdout
+    for silent in ('"$@" 2>&-', '"$@" 2>&- <&-', '"$@" 2>/dev/full' if Path("/dev/full").exists() else '"$@" 2>&-'):
+        done = subprocess.run(["sh", "-c", silent, "sh", *PROGRAM, *arguments], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, answer), silent
+    for silent in ('"$@" 2>&-', '"$@" 2>&- >&-'):
+        done = subprocess.run(["sh", "-c", silent, "sh", *PROGRAM, "--image", "none"], capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+def test_a_standard_error_that_breaks_costs_no_work(checkpoint, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    arguments = ["--model", str(checkpoint("text")), "--mlx-path", str(tmp_path / "made")]
+    done = subprocess.run([*PROGRAM[:-1], "convert", *arguments], stdout=subprocess.PIPE, stderr=writing)
+    os.close(writing)
+    assert done.returncode == 0 and (tmp_path / "made" / "config.json").exists()
 
 
 def test_closed_pipe_and_full_disk(checkpoint):

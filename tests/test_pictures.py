@@ -144,10 +144,10 @@ def test_bad_pictures(tmp_path, monkeypatch):
         "too elongated": np.zeros((2, 5000), np.uint8),
         "too many pixels": huge,
         "expected a path": 3.5,
-        "dtype float64": np.zeros((20, 20, 3)),
+        "dtype int64": np.zeros((20, 20, 3), np.int64),
         "shape": np.zeros((20, 20, 7), np.uint8),
         "floating-point": Image.new("F", (20, 20)),
-        "directory": tmp_path,
+        "is a folder": tmp_path,
         "cannot be read as": "a\0b",
     }
     for message, source in bad.items():

@@ -4,12 +4,16 @@ import json
 
 import mlx.core as mx
 import pytest
-from samples import MODES, OTHER, PICTURE, SOUND, tokens_of
+from samples import MODES, OTHER, PICTURE, SOUND, sequence_of, tokens_of
 
 import mlx_phi4
 from mlx_phi4 import MediaCache, Phi4Error, PromptCache, Request, cache_prompt, generate, stream_generate
+from mlx_phi4.commands.cache_prompt import command
+from mlx_phi4.commands.generate import command as generate_command
 from mlx_phi4.decoder.state import Run
+from mlx_phi4.generation.batch import Batch
 from mlx_phi4.modalities import projector_of
+from mlx_phi4.synthetic.random_checkpoint import write_random_checkpoint
 
 
 @pytest.fixture
@@ -210,3 +214,61 @@ def test_media_cache_forgets_the_least_recently_used(loaded):
     cache.put(("d", "picture"), mx.zeros((10, 100)))
     assert cache.get(model, ("b", "picture")) is None and cache.get(model, ("a", "picture")) is not None
     assert cache.nbytes <= cache.max_bytes
+
+
+def test_keys_that_were_packed_later_serve_no_shorter_prompt(loaded):
+    """Cut below ``quantized_kv_start`` they were used all the same: another answer than alone."""
+    model, processor = loaded()
+    options = {"kv_bits": 4, "kv_group_size": 32, "quantized_kv_start": 40, "max_tokens": 12}
+    cache = PromptCache()
+    long = Request("Tell me of the sea and all that swims in it, and of the boats.")
+    tokens_of(model, processor, long, prompt_cache=cache, **options)
+    short = Request("Tell me of the sea and all things")
+    expected = tokens_of(model, processor, short, **options)[0]
+    assert tokens_of(model, processor, short, prompt_cache=cache, **options)[0] == expected
+
+
+def test_another_models_cache_is_no_use(loaded, tmp_path):
+    model, processor = loaded()
+    other = mlx_phi4.load(write_random_checkpoint(tmp_path / "other", seed=5))
+    cache = PromptCache()
+    tokens_of(model, processor, MODES["text"], max_tokens=2, prompt_cache=cache)
+    tokens, last = tokens_of(*other, MODES["text"], max_tokens=4, prompt_cache=cache)
+    assert last.reused_tokens == 0 and tokens == tokens_of(*other, MODES["text"], max_tokens=4)[0]
+
+
+def test_a_stopped_prefill_keeps_what_it_has(loaded):
+    """Interrupted in the middle of a long prompt, a conversation used to lose all that was computed."""
+    model, processor = loaded()
+    cache = PromptCache()
+    request = Request("Tell me of the sea. " * 5)
+    batch = Batch(model)
+    sequence = sequence_of(processor, request, max_tokens=2, prompt_cache=cache, prefill_step_size=10)
+    batch.admit(sequence)
+    batch.step()
+    batch.retire(sequence)
+    assert len(cache.tokens) >= 10
+    tokens, last = tokens_of(model, processor, request, max_tokens=3, prompt_cache=cache)
+    assert last.reused_tokens >= 10 and tokens == tokens_of(model, processor, request, max_tokens=3)[0]
+
+
+def test_files_of_other_programs_are_refused(loaded, tmp_path):
+    model, _ = loaded()
+    mx.save_safetensors(str(tmp_path / "x.safetensors"), {"a": mx.zeros(1)}, {"format": "mlx"})
+    with pytest.raises(Phi4Error, match="of this version"):
+        PromptCache.load(tmp_path / "x.safetensors", model)
+
+
+def test_the_command(run_command, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = ("--model", checkpoint(), "-p", "Tell me of the sea.")
+    for _ in range(2):  # an earlier prompt cache may be replaced
+        code, out, err = run_command(command, *model, "--prompt-cache-file", "sea.safetensors")
+        assert (code, out) == (0, "") and err.startswith("sea.safetensors: ") and err.endswith(" tokens\n")
+    answer = run_command(generate_command, *model, "-m", 3, "--prompt-cache-file", "sea.safetensors")
+    assert answer[0] == 0 and "from the cache" in answer[2]
+    (tmp_path / "weights.safetensors").write_bytes((checkpoint() / "model.safetensors").read_bytes())
+    before = (tmp_path / "weights.safetensors").read_bytes()
+    code, _, err = run_command(command, *model, "--prompt-cache-file", "weights.safetensors")
+    assert code == 2 and "--overwrite replaces it" in err and (tmp_path / "weights.safetensors").read_bytes() == before
+    assert run_command(command, *model, "--prompt-cache-file", "weights.safetensors", "--overwrite")[0] == 0

@@ -256,7 +256,7 @@ def test_what_is_no_recording(tmp_path):
         ("header.wav", "holds no samples"),
         ("words.mp3", "is not audio"),
         ("zeros.m4a", "is not audio|needs PyAV"),
-        (".", "cannot be read: Is a directory"),
+        (".", "is a folder, expected a recording"),
     ]:
         assert_refused(tmp_path / name, message)
     assert_refused("/dev/null", "cannot be read: it is not a file")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from mlx_phi4.errors import Phi4Error
 from mlx_phi4.generation import pool
 from mlx_phi4.transcription.files import Summary, transcribe_files
 from mlx_phi4.transcription.outputs import find_recordings
+from mlx_phi4.transcription.records import FOLDER, record_of
 from mlx_phi4.transcription.transcript import FORMATS, Transcript
 
 PROGRAM = [sys.executable, "-m", "mlx_phi4", "transcribe"]
@@ -71,7 +73,9 @@ def lines(err):
 
 
 def files(folder):
-    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+    """All files in a folder but for the records of what made the outputs."""
+    paths = [path for path in Path(folder).rglob("*") if path.is_file() and path.parent.name != FOLDER]
+    return sorted(str(path.relative_to(folder)) for path in paths)
 
 
 def test_each_file_gets_its_text(run, here, batches):
@@ -110,26 +114,131 @@ def test_finished_outputs_are_kept(run, here, batches):
     code, _, err = run("a.wav", "b.wav", "-f", "all", "--model", "/no/such/model", "--overwrite")
     assert code == 2 and Path("a.txt").read_text() == "mine"  # nothing goes before something else is there
     code, _, err = run("a.wav", "b.wav", "-f", "all")
-    assert (
-        code == 0
-        and lines(err)[0] == "a.wav: done before (--overwrite does it again)"
-        and Path("a.txt").read_text() == "mine"
-    )
+    assert code == 0 and Path("a.txt").read_text() == "mine"
+    assert lines(err)[0] == "a.wav: done before and changed since (--overwrite does it again)"
     Path("a.vtt").unlink()  # as an interruption between two formats leaves it
+    code, _, err = run("a.wav", "b.wav", "-f", "all")
+    assert code == 1 and "a.txt is there" in err and not Path("a.vtt").exists() and Path("a.txt").read_text() == "mine"
+    Path("a.txt").unlink()
     assert run("a.wav", "b.wav", "-f", "all")[0] == 0
     assert Path("a.vtt").exists() and Path("a.txt").read_text() == "1 seconds\n"
     Path("a.txt").write_text("mine")
     assert run("a.wav", "--overwrite")[0] == 0 and Path("a.txt").read_text() == "1 seconds\n"
 
 
-def test_what_is_done_before_needs_no_model(run, here, batches):
+def test_what_is_done_before_needs_no_model(run, here, batches, monkeypatch):
     record("a.wav")
     run("a.wav")
-    code, _, err = run("a.wav", "--model", "/no/such/model")
+    monkeypatch.setattr("mlx_phi4.transcription.files.model_and_processor", None)
+    code, _, err = run("a.wav")
     assert code == 0 and lines(err) == [
         "a.wav: done before (--overwrite does it again)",
         "1 file, 0 done, 1 done before",
     ]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("--task", "translate"),
+        ("--task", "translate", "--to", "fr"),
+        ("--context", "Okonkwo"),
+        ("--clip-timestamps", "0,1"),
+        ("--segment-seconds", "20"),
+        ("--temperatures", "0"),
+        ("--seed", "7"),
+        ("--max-tokens", "5"),
+    ],
+)
+def test_what_another_job_made_is_not_taken_for_this_one(run, here, batches, other):
+    """A translation is no transcript: only what the very same job made counts as done."""
+    record("a.wav")
+    assert run("a.wav")[0] == 0
+    code, _, err = run("a.wav", *other)
+    assert code == 0 and "1 done;" in err and "a.txt, which another job had made" in err
+    assert "1 done before" in run("a.wav", *other, "--batch-size", "3")[2]  # which changes the speed, not the text
+    assert "which another job had made" in run("a.wav")[2]
+
+
+def test_another_recording_model_or_an_empty_file_is_not_done_before(run, here, batches, checkpoint):
+    record("one/a.wav"), record("two/a.wav", (0.5, 2.0))
+    assert run("one/a.wav")[0] == 0
+    code, _, err = run("two/a.wav")
+    assert code == 0 and "which another job had made" in err and Path("a.txt").read_text() == "1 seconds\n2 seconds\n"
+    copy = here / "model"
+    shutil.copytree(checkpoint(), copy)
+    assert "which another job had made" in run("two/a.wav", "--model", copy)[2]
+    assert "1 done before" in run("two/a.wav", "--model", copy)[2]
+    os.utime(copy / "config.json", ns=(1, 1))  # the folder holds other weights now
+    assert "1 done;" in run("two/a.wav", "--model", copy)[2]
+    Path("two/a.wav").rename("two/b.wav")  # the same recording by another name, and nothing there yet
+    assert "1 done;" in run("two/b.wav", "--model", copy)[2]
+    Path("a.txt").write_bytes(b"")
+    Path("two/b.wav").rename("two/a.wav")
+    assert "1 done;" in run("two/a.wav", "--model", copy)[2] and Path("a.txt").stat().st_size
+
+
+def test_what_this_program_did_not_write_is_not_replaced_unasked(run, here, batches):
+    record("a.wav"), record("b.wav")
+    Path("a.txt").write_text("a shopping list")
+    code, _, err = run("a.wav", "b.wav")
+    assert code == 1 and Path("a.txt").read_text() == "a shopping list" and Path("b.txt").exists()
+    assert "error: a.wav: a.txt is there and is not known to be of this program's making; --overwrite" in err
+    record_of(Path("b.txt")).write_text("{")  # a spoiled record says nothing
+    assert run("b.wav")[0] == 1
+    assert run("a.wav", "b.wav", "--overwrite")[0] == 0 and Path("a.txt").read_text() == "1 seconds\n"
+
+
+def test_outputs_go_through_links_and_devices(run, here, batches):
+    """Renaming over them would replace the link instead of what it names, or fail for a device."""
+    record("a.wav"), record("b.wav")
+    (here / "elsewhere").mkdir()
+    Path("a.txt").symlink_to("elsewhere/text.txt")
+    Path("b.txt").symlink_to("/dev/null")
+    assert run("a.wav", "b.wav")[0] == 0
+    assert Path("a.txt").is_symlink() and Path("elsewhere/text.txt").read_text() == "1 seconds\n"
+    assert Path("b.txt").is_symlink() and not Path("/dev/null").is_file()
+
+
+def test_places_where_nothing_can_be_written(run, here, batches):
+    """Each of these was a traceback, or told only after the work."""
+    record("a.wav")
+    for folder in ("circle", "taken", "spoiled"):
+        Path(folder).mkdir()
+    Path("circle/a.txt").symlink_to("b.txt"), Path("circle/b.txt").symlink_to("a.txt")
+    Path("taken/a.txt").mkdir()
+    Path("spoiled", FOLDER).touch()
+    assert run("a.wav", "-o", "circle")[0] == 1 and Path("circle/a.txt").is_symlink()
+    code, _, err = run("a.wav", "-o", "taken", "--model", "/no/such/model")
+    assert code == 2 and "taken/a.txt is a folder" in err
+    code, _, err = run("a.wav", "-o", "spoiled")
+    assert code == 1 and f"spoiled/{FOLDER} is not a folder" in err and files("spoiled") == [FOLDER]
+
+
+def test_texts_are_shown_where_somebody_looks(run, here, batches, monkeypatch):
+    record("a.wav"), record("b.wav")
+    assert "1 seconds\na.wav: done, " in run("a.wav", "b.wav", "--verbose", "-o", "out")[2]
+    assert "1 seconds" not in run("a.wav", "-o", "again")[2]
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: True, raising=False)
+    err = run("a.wav", "-f", "all", "-o", "more")[2]
+    assert "1 seconds\n" in err and "; written to more/a.txt, .srt, .vtt, .tsv, .json\n" in err
+
+
+def test_names_do_not_reach_a_terminal_as_commands(run, here, batches):
+    record("a\x1b[31m.wav")
+    err = run("a\x1b[31m.wav", "none\x1b]0;title\x07.wav")[2]
+    assert "\x1b" not in err and "\x07" not in err and "a\ufffd[31m.wav: done" in err
+
+
+def test_habits_of_mlx_whisper(run, here, batches):
+    record("a.wav")
+    assert run("--verbose", "a.wav", "--output_dir", "out", "--output_format", "srt", "--max_line_width", 40)[0] == 0
+    assert run("a.wav", "--verbose", "False", "--output-name", "b", "--output-format", "vtt")[0] == 0
+    assert files(here) == ["a.wav", "b.vtt", "out/a.srt"]
+    code, _, err = run("a.wav", "--language", "en")
+    assert code == 2 and "--to names that of a translation" in err
+    code, _, err = run("a.wav", "--word_timestamps", "True")
+    assert code == 2 and "--segment-seconds" in err and len(err.splitlines()) == 1
 
 
 def test_one_bad_file_stops_no_other(run, here, batches):
@@ -156,10 +265,10 @@ def test_one_bad_file_stops_no_other(run, here, batches):
 def test_a_file_that_surprises_a_library_stops_no_other(run, here, batches, monkeypatch):
     from mlx_phi4.audio import reader
 
-    def surprised(source, open_recording=reader.open_recording):
+    def surprised(source, open_recording=reader.open_recording, **options):
         if "a.wav" in str(source):
             raise IndexError("list index\nout of range")
-        return open_recording(source)
+        return open_recording(source, **options)
 
     record("a.wav"), record("b.wav")
     monkeypatch.setattr(reader, "open_recording", surprised)
@@ -217,8 +326,9 @@ def test_standard_input_goes_to_standard_output(run, here, batches):
     assert (code, out) == (0, "1 seconds\n") and files(here) == []
     assert json.loads(run("-", "-f", "json", "--quiet", stdin=data)[1])["segments"]
     assert run("-", "-o", ".", stdin=data)[0] == 0 and files(here) == ["audio.txt"]
-    Path("audio.txt").write_text("of another recording")
-    assert run("-", "-o", ".", stdin=data)[0] == 0 and Path("audio.txt").read_text() == "1 seconds\n"
+    assert run("-", "-o", ".", stdin=data)[0] == 0  # what came through a pipe before was another recording
+    Path("audio.txt").write_text("mine")
+    assert run("-", "-o", ".", stdin=data)[0] == 1 and Path("audio.txt").read_text() == "mine"
     code, out, err = run("-", stdin=b"")
     assert code == 1 and "error: standard input: is empty\n" in err
 
@@ -348,7 +458,7 @@ def test_an_interruption_leaves_what_is_finished_and_nothing_half_written(checkp
     assert (process.returncode, out) == (130, "")
     assert err.splitlines()[-1].startswith("stopped: 2 of 3 files are done") and len(err.splitlines()) == 3
     assert files("out") == ["1.json", "2.json"]
-    assert all(Transcript.from_json(path.read_text()).segments for path in Path("out").iterdir())
+    assert all(Transcript.from_json(path.read_text()).segments for path in Path("out").glob("*.json"))
 
 
 def free_ports(count):
@@ -384,7 +494,9 @@ def test_two_processes_share_a_folder_and_give_what_one_gives(checkpoint, here):
     alone = transcribe_files(["in"], checkpoint(), output_dir="one", **options)
     assert (alone.done, alone.failed) == (5, 1)
     Path("two").mkdir()
-    Path("two/4.json").write_bytes(Path("one/4.json").read_bytes())  # done before
+    for done_before in (Path("4.json"), record_of(Path("4.json"))):
+        (Path("two") / done_before).parent.mkdir(exist_ok=True)
+        (Path("two") / done_before).write_bytes((Path("one") / done_before).read_bytes())
     arguments = ["in", "--model", checkpoint(), "-f", "json", "--temperatures", "0", "-m", "8", "-o", "two"]
     ended = launch(arguments)
     assert [code for code, _, _ in ended] == [1, 1]

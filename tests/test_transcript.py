@@ -32,6 +32,17 @@ AWKWARD = [
 ]
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_saving_in_the_format_of_the_name(tmp_path, format):
+    whole = transcript("one", "two")
+    path = whole.save(tmp_path / f"talk.{format.upper()}")
+    assert path.read_text(encoding="utf-8") == whole.render(format)
+    for name in ("talk", "talk.doc", f"none/talk.{format}", f"{'x' * 300}.{format}", f"nul\0.{format}"):
+        with pytest.raises(Phi4Error):
+            whole.save(tmp_path / name)
+    assert whole.save(tmp_path / "narrow.srt", max_line_width=2).read_text() == whole.to_srt(2)
+
+
 def transcript(*texts, seconds=2.0, **given):
     """Segments of equal length, one after the other."""
     segments = [Segment(index * seconds, (index + 1) * seconds, text) for index, text in enumerate(texts)]

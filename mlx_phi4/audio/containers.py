@@ -5,7 +5,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ..errors import MediaError
+from ..errors import MediaError, TruncatedError
 
 SUFFIXES = frozenset(
     {".m4a", ".m4b", ".aac", ".mp4", ".m4v", ".mov", ".3gp", ".webm", ".mkv", ".mka", ".wma", ".wmv", ".amr", ".avi"}
@@ -95,7 +95,7 @@ class _Media:
                     yield chunk
         except av.FFmpegError as error:
             at = f"at {count / self.rate:.2f} s"
-            raise MediaError(f"{self.name}: is truncated or corrupt {at}: {error.strerror}") from None
+            raise TruncatedError(f"{self.name}: is truncated or corrupt {at}: {error.strerror}") from None
         except OSError as error:
             raise MediaError(f"{self.name}: cannot be read: {error.strerror or error}") from None
 
@@ -117,7 +117,7 @@ class _Media:
                 heard = time + frame.samples / self.rate
                 yield samples
         if self.duration and end - start < self.duration * (1 - TRUNCATED) - 1:
-            raise MediaError(f"{self.name}: is truncated: {end - start:.1f} of {self.duration:.1f} s can be read")
+            raise TruncatedError(f"{self.name}: is truncated: {end - start:.1f} of {self.duration:.1f} s can be read")
 
     def _frames(self, packet) -> list:
         import av

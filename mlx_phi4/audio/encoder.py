@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..config import MEL_BINS, TIME_REDUCTION, WINDOW_SECONDS, AudioConfig
-from ..device import finished
+from ..device import compute_dtype, finished
 
 WINDOW = round(100 * WINDOW_SECONDS) // TIME_REDUCTION  # encoder frames, 500; windows do not see each other
 HALO = TIME_REDUCTION - 1  # mel frames beside a block that its first and last outputs look at
@@ -22,7 +22,7 @@ class Normalization(nn.Module):
         self.global_invstd = mx.ones((MEL_BINS,))
 
     def __call__(self, x):
-        return (x.astype(self.global_mean.dtype) - self.global_mean) * self.global_invstd
+        return (x.astype(compute_dtype(self.global_mean.dtype)) - self.global_mean) * self.global_invstd
 
 
 class Subsampling(nn.Module):

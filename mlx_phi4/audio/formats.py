@@ -4,7 +4,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from ..errors import MediaError
+from ..errors import TruncatedError
 
 STREAMED = 0x7F000000  # sizes from here up (and 0) are left by programs that write to a pipe and cannot know them
 OGG_PAGE = 65_307  # bytes, the largest
@@ -16,10 +16,16 @@ MP3_BITRATES = {
 MP3_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}  # Hz, by version
 MP3_FRAME = 1152  # samples, at most
 MP3_GAP = 1 << 16  # bytes that are no frame (tags, pictures) before the search ends
+MP3_RESYNC = 1024  # bytes that are no frame after which libsndfile's decoder gives up
+MP3_LOST = 0.02  # of the samples that a header tells: more missing means a cut-off file
 
 
 def check_length(file: BinaryIO, name: str) -> None:
-    """Raise MediaError if a file without compression, or an ogg file, ends before its header says."""
+    """Raise TruncatedError if a file without compression, an ogg or an mp3 file ends before its header says.
+
+    An mp3 file is also looked through for what is no sound: libsndfile would come to the same result, but its decoder
+    writes about it on standard error, where nothing but descriptors of the whole process could be turned away.
+    """
     end = file.seek(0, 2)
     file.seek(0)
     head = file.read(24)
@@ -35,8 +41,11 @@ def check_length(file: BinaryIO, name: str) -> None:
         have, needed = end, struct.unpack_from("<Q", head, 16)[0]
     elif head[:4] == b"OggS":
         have, needed = _last_page(file, end)
+    elif head[:3] == b"ID3" or _mp3_frame(head[:4])[0]:
+        file.seek(0)
+        _check_mp3(file, name)
     if have < needed:
-        raise MediaError(f"{name}: is truncated: {have} of {needed} bytes of sound are there")
+        raise TruncatedError(f"{name}: is truncated: {have} of {needed} bytes of sound are there")
 
 
 def _sound_chunk(file: BinaryIO, end: int, order: str, wanted: bytes, missing: str) -> tuple[int, int]:
@@ -52,7 +61,7 @@ def _sound_chunk(file: BinaryIO, end: int, order: str, wanted: bytes, missing: s
                 return end - position - 8, large
             return end - position - 8, size if 0 < size < STREAMED else 0
         position += 8 + size + size % 2
-    raise MediaError(missing)
+    raise TruncatedError(missing)
 
 
 def _last_page(file: BinaryIO, end: int) -> tuple[int, int]:
@@ -78,21 +87,45 @@ def is_chained(file: BinaryIO) -> bool:
     return head[14:18] != page[14:18]  # serial numbers of the first and the last stream
 
 
-def mp3_length(file: BinaryIO) -> tuple[int, bool]:
-    """Samples in all frames of an mp3 file, and whether its header counts them.
+def _check_mp3(file: BinaryIO, name: str) -> None:
+    total, told, gap = mp3_length(file)
+    if told is None or total > told + 4 * MP3_FRAME:  # no header says how long it is; or several in a row, for PyAV
+        return
+    if total < told * (1 - MP3_LOST) - 2 * MP3_FRAME and gap is None:
+        raise TruncatedError(f"{name}: is truncated: {total} of {told} samples are there")
+    if gap is not None:
+        raise TruncatedError(f"{name}: is truncated or corrupt at {gap:.2f} s: what follows is no sound")
+
+
+def mp3_length(file: BinaryIO) -> tuple[int, int | None, float | None]:
+    """Samples in all frames of an mp3 file, those that its header tells, and the second of the first large gap.
 
     Without a count (Xing, Info, VBRI) libsndfile guesses from the first frame, and stops where it guessed.
     """
-    total, counted = 0, None
-    for frame, samples in _mp3_frames(file):
-        if counted is None:
-            counted = any(mark in frame[:64] for mark in (b"Xing", b"Info", b"VBRI"))
+    total, told, gap, first = 0, None, None, True
+    for frame, samples, rate, skipped in _mp3_frames(file):
+        if first and (count := _told_frames(frame)) is not None:
+            told, first = count * samples, False
+            continue
+        if skipped > MP3_RESYNC and not first and gap is None:
+            gap = total / rate
+        first = False
         total += samples
-    return total, bool(counted)
+    return total, told, gap
 
 
-def _mp3_frames(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """The bytes and samples of each Layer III frame, over tags and what else is between them."""
+def _told_frames(frame: bytes) -> int | None:
+    """The frames that follow, as the first frame of an mp3 file may tell; None where it is a frame of sound."""
+    for mark, at in ((b"Xing", 8), (b"Info", 8), (b"VBRI", 14)):
+        found = frame.find(mark, 0, 64)
+        if found >= 0 and len(frame) >= found + at + 4:
+            counted = mark == b"VBRI" or frame[found + 7] & 1
+            return struct.unpack_from(">I", frame, found + at)[0] if counted else None
+    return None
+
+
+def _mp3_frames(file: BinaryIO) -> Iterator[tuple[bytes, int, int, int]]:
+    """Bytes, samples and rate of each Layer III frame, and the bytes in front that are none; tags are passed over."""
     window, at, skipped = file.read(1 << 20), 0, 0
     while True:
         if at + 4096 > len(window):
@@ -102,7 +135,8 @@ def _mp3_frames(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
         if length and (not skipped or _mp3_frame(window[at + length : at + length + 4])[0]):
             if at + length > len(window):
                 return
-            yield window[at : at + length], samples
+            rate = MP3_RATES[window[at + 1] >> 3 & 3][window[at + 2] >> 2 & 3]
+            yield window[at : at + length], samples, rate, skipped
             at, skipped = at + length, 0
         elif window[at : at + 3] == b"ID3" and len(window) >= at + 10:
             first, second, third, fourth = window[at + 6 : at + 10]  # seven bits of each

@@ -6,22 +6,26 @@ libsndfile reads wav, flac, mp3, ogg, opus and aiff; PyAV (``pip install "mlx_ph
 import io
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import MediaError
+from ..arguments.kinds import shown
+from ..errors import MediaError, TruncatedError
+from ..sources import is_array, opened
 from . import containers as media
 from . import formats
+from .arrays import BLOCK_SAMPLES, ArraySource, read_pair
 
 SAMPLE_RATE = 16_000  # Hz
 NARROW_RATE = 8_000  # Hz, the only other rate that is taken as it is
 HIGHEST_RATE = 768_000  # Hz
 MALFORMED = 3  # libsndfile's code of a format that it knows, broken
 UNKNOWN_FRAMES = 1 << 62  # libsndfile reports more than this many where a header names no length
-BLOCK_SAMPLES = 32_768  # samples read, resampled and yielded at once
+FINE_SAMPLES = 1024  # samples read at once where a file may break off: what is read with the break is lost
+LOUDEST = 10.0  # of samples: mixes and decoders pass 1 by a little; beyond this they were never scaled to it
 
 NATIVE_SUFFIXES = frozenset(
     {".wav", ".wave", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64"}
@@ -36,9 +40,10 @@ class Recording:
         name: the path, or what it is otherwise, for messages.
         rate: of the samples of ``blocks``, in Hz.
         duration: in seconds, as its header says; None when it does not.
+        lost: with ``partial``, why it ends before that, once ``blocks`` has come there.
     """
 
-    def __init__(self, name: str, source):
+    def __init__(self, name: str, source, partial: bool = False, lost: str | None = None):
         if source.rate < NARROW_RATE:
             raise MediaError(f"{name}: sample rate is {source.rate} Hz, at least {NARROW_RATE} are needed")
         if source.rate > HIGHEST_RATE:
@@ -46,7 +51,8 @@ class Recording:
         self.name = name
         self.rate = source.rate if source.rate in (SAMPLE_RATE, NARROW_RATE) else SAMPLE_RATE
         self.duration = source.duration
-        self._source = source
+        self.lost = lost
+        self._source, self._partial = source, partial
 
     def __enter__(self) -> "Recording":
         return self
@@ -64,7 +70,8 @@ class Recording:
         Read-only, as a block may be the caller's own array. The samples do not depend on how they are stored.
 
         Raises:
-            MediaError: it is truncated, corrupt, empty or holds NaN or infinite samples.
+            TruncatedError: it ends before its header says, unless it was opened as ``partial``.
+            MediaError: it is corrupt or empty, or holds samples that are NaN, infinite or not scaled to [-1, 1].
         """
         if self._source is None:
             raise MediaError(f"{self.name}: is closed")
@@ -74,14 +81,28 @@ class Recording:
     def _mono(self) -> Iterator[np.ndarray]:
         position = 0
         # averaged first: in a container the number of channels may change on the way
-        for mono in rechunk(map(_average, self._source.chunks()), BLOCK_SAMPLES):
+        for mono in rechunk(map(_average, self._chunks()), BLOCK_SAMPLES):
             if not np.isfinite(mono).all():
                 seconds = (position + np.flatnonzero(~np.isfinite(mono))[0]) / self._source.rate
                 raise MediaError(f"{self.name}: holds NaN or infinite samples, the first at {seconds:.3f} s")
+            if (peak := np.abs(mono).max()) > LOUDEST:
+                raise MediaError(
+                    f"{self.name}: its samples are too large (up to {peak:.0f}), expected -1 to 1; "
+                    "divide those of 16 bits by 32768"
+                )
             position += len(mono)
             yield mono
         if position == 0:
-            raise MediaError(f"{self.name}: holds no samples")
+            raise MediaError(self.lost or f"{self.name}: holds no samples")
+
+    def _chunks(self) -> Iterator[np.ndarray]:
+        """The source's chunks; of a truncated one, where that is wanted, those that are there."""
+        try:
+            yield from self._source.chunks()
+        except TruncatedError as error:
+            if not self._partial:
+                raise
+            self.lost = self.lost or str(error)
 
     def _resampled(self, mono: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         import soxr
@@ -92,22 +113,31 @@ class Recording:
         yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
-def open_recording(source) -> Recording:
-    """Open a path, bytes, or (array, rate) with array (samples,) or (samples, channels) and rate in Hz.
+def open_recording(source: Any, *, partial: bool = False) -> Recording:
+    """Open a recording.
 
-    Arrays hold floats in [-1, 1] or integers of full scale.
+    Args:
+        source: a path (also with ``~`` or as file://), bytes, a file opened for bytes, {"bytes", "path"} or {"array",
+            "sampling_rate"} as data sets have them, or (array, rate in Hz) with an array of numpy, MLX, torch or the
+            like: (samples,), (samples, channels) or (channels, samples), where up to 64 are channels. Arrays hold
+            floats in [-1, 1], or integers of 8, 16 or 32 bits of full scale. Integers of 64 bits, whose scale nobody
+            knows, and floats beyond ``LOUDEST`` are refused.
+        partial: take what a truncated recording still holds; ``Recording.lost`` then says why there is no more.
 
     Raises:
         MediaError: it cannot be opened, is empty or is not a recording.
     """
+    if isinstance(source, Mapping) and "array" in source:
+        source = source["array"], source.get("sampling_rate")
     if isinstance(source, (tuple, list)):
-        return Recording("audio array", _Array(*_pair(source)))
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        data = bytes(source)
-        return _open_file(lambda: io.BytesIO(data), "audio bytes")
-    if isinstance(source, (str, os.PathLike)):
-        return _open_path(source)
-    raise MediaError(f"audio of type {type(source).__name__}: expected a path, bytes or (array, rate)")
+        return Recording("audio array", ArraySource(*read_pair(source)))
+    source = opened(source)
+    if isinstance(source, bytes):
+        return _open_file(lambda: io.BytesIO(source), "audio bytes", partial)
+    if isinstance(source, Path):
+        return _open_path(source, partial)
+    expected = "expected (array, rate)" if is_array(source) else "expected a path, bytes, an open file or (array, rate)"
+    raise MediaError(f"audio is {shown(source)}, {expected}")
 
 
 def rechunk(arrays: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
@@ -132,81 +162,55 @@ def _average(chunk: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(chunk).mean(axis=1) if chunk.shape[1] > 1 else chunk[:, 0]
 
 
-def _open_path(source: str | os.PathLike) -> Recording:
-    name = str(source)
+def _open_path(path: Path, partial: bool) -> Recording:
+    name = str(path)
     try:
-        path = Path(source).expanduser()
         with path.open("rb") as file:
             kind = os.fstat(file.fileno()).st_mode
             if stat.S_ISFIFO(kind):  # another program's output: it cannot be read twice
                 data = file.read()
-                return _open_file(lambda: io.BytesIO(data), name)
+                return _open_file(lambda: io.BytesIO(data), name, partial)
             if not stat.S_ISREG(kind):
                 raise MediaError(f"{name}: cannot be read: it is not a file")
-        return _open_file(lambda: path.open("rb"), name)
+        return _open_file(lambda: path.open("rb"), name, partial)
     except MediaError:
         raise
     except FileNotFoundError:
         raise MediaError(f"{name}: no such file") from None
+    except IsADirectoryError:
+        raise MediaError(f"{name}: is a folder, expected a recording") from None
     except (OSError, ValueError, RuntimeError) as error:
         raise MediaError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _open_file(open_file: Callable[[], BinaryIO], name: str) -> Recording:
+def _open_file(open_file: Callable[[], BinaryIO], name: str, partial: bool) -> Recording:
     """libsndfile first, by content, as suffixes lie; what it does not know, or not wholly, goes to PyAV."""
     import soundfile
 
+    lost = None
     with open_file() as file:
         if not file.read(1):
             raise MediaError(f"{name}: is empty")
-        formats.check_length(file, name)
+        try:
+            formats.check_length(file, name)
+        except TruncatedError as error:
+            if not partial:
+                raise
+            lost = str(error)
     try:
-        sound = _Sound(open_file, name)
+        sound = _Sound(open_file, name, FINE_SAMPLES if partial else BLOCK_SAMPLES)
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a name that ends in .raw
         reason = _reason(error)
+        why = f"is not audio that can be read: {reason}"
         if getattr(error, "code", 0) == MALFORMED:  # PyAV would take a cut-off file for a short one
-            raise MediaError(f"{name}: is truncated or corrupt: {reason}") from None
-        return Recording(name, media.open_media(open_file, name, f"is not audio that can be read: {reason}"))
+            why = f"is truncated or corrupt: {reason}"
+            lost = lost or f"{name}: {why}"
+            if not partial:
+                raise TruncatedError(lost) from None
+        return Recording(name, media.open_media(open_file, name, why), partial, lost)
     if sound.lost:
-        return Recording(name, media.open_media(open_file, name, sound.lost, partly=True))
-    return Recording(name, sound)
-
-
-class _Array:
-    """Samples in memory, converted block by block."""
-
-    def __init__(self, array: np.ndarray, rate: int):
-        if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] > 64):
-            raise MediaError(f"an audio array has shape {array.shape}, expected (samples,) or (samples, channels)")
-        if array.dtype.kind not in "uif":
-            raise MediaError(f"an audio array has dtype {array.dtype}, expected floats or integers")
-        if array.size == 0:
-            raise MediaError("audio array: holds no samples")
-        self.array, self.rate = array.reshape(len(array), -1), rate
-        self.duration = len(array) / rate if rate > 0 else None
-
-    def chunks(self) -> Iterator[np.ndarray]:
-        for start in range(0, len(self.array), BLOCK_SAMPLES):
-            yield _to_float(self.array[start : start + BLOCK_SAMPLES])
-
-
-def _to_float(array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind == "u":
-        half = (np.iinfo(array.dtype).max + 1) / 2
-        array = (array - half) / half
-    elif array.dtype.kind == "i":
-        array = array / (np.iinfo(array.dtype).max + 1.0)
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
-        return array.astype(np.float32)
-
-
-def _pair(source) -> tuple[np.ndarray, int]:
-    if len(source) != 2 or not isinstance(source[1], (int, np.integer)):
-        raise MediaError("audio given as a pair must be (array, rate) with the rate in whole Hz")
-    try:
-        return np.asarray(source[0]), int(source[1])
-    except ValueError as error:
-        raise MediaError(f"audio array: {error}") from None
+        return Recording(name, media.open_media(open_file, name, sound.lost, partly=True), partial, lost)
+    return Recording(name, sound, partial, lost)
 
 
 class _Sound:
@@ -215,8 +219,8 @@ class _Sound:
     ``lost`` says what libsndfile would silently leave out, if anything.
     """
 
-    def __init__(self, open_file: Callable[[], BinaryIO], name: str):
-        self.open_file, self.name, self.lost = open_file, name, None
+    def __init__(self, open_file: Callable[[], BinaryIO], name: str, step: int):
+        self.open_file, self.name, self.lost, self._step = open_file, name, None, step
         with open_file() as file, _sound_file(file) as sound:
             self.rate, kind = sound.samplerate, sound.format
             self.frames = sound.frames if 0 < sound.frames < UNKNOWN_FRAMES else None
@@ -229,12 +233,12 @@ class _Sound:
         if kind == "OGG":
             self.lost = "is several ogg streams in a row" if formats.is_chained(file) else None
             return
-        total, counted = formats.mp3_length(file)
+        total, told, _ = formats.mp3_length(file)
         if total > (self.frames or 0) + 4 * formats.MP3_FRAME:  # up to three frames are the encoder's own
             self.lost = (
                 f"holds {total / self.rate:.1f} s, of which its header tells {(self.frames or 0) / self.rate:.1f} s"
             )
-        elif total and not counted:  # libsndfile's guess counts tags as sound
+        elif total and told is None:  # libsndfile's guess counts tags as sound
             self.frames = min(self.frames, total)
 
     def chunks(self) -> Iterator[np.ndarray]:
@@ -244,18 +248,18 @@ class _Sound:
         try:
             with self.open_file() as file, _sound_file(file) as sound:
                 while count < frames:
-                    chunk = sound.read(min(BLOCK_SAMPLES, frames - count), dtype="float32", always_2d=True)
+                    chunk = sound.read(min(self._step, frames - count), dtype="float32", always_2d=True)
                     if len(chunk) == 0:
                         break
                     count += len(chunk)
                     yield chunk
         except soundfile.LibsndfileError as error:
             at = f"at {count / self.rate:.2f} s"
-            raise MediaError(f"{self.name}: is truncated or corrupt {at}: {_reason(error)}") from None
+            raise TruncatedError(f"{self.name}: is truncated or corrupt {at}: {_reason(error)}") from None
         except OSError as error:
             raise MediaError(f"{self.name}: cannot be read: {error.strerror or error}") from None
         if self.frames and count < self.frames:
-            raise MediaError(f"{self.name}: is truncated: {count} of {self.frames} samples can be read")
+            raise TruncatedError(f"{self.name}: is truncated: {count} of {self.frames} samples can be read")
 
 
 def _reason(error: Exception) -> str:

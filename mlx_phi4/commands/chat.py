@@ -1,9 +1,12 @@
 """The command mlx_phi4.chat, and the function that talks on standard input and output."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from ..arguments import kinds
+from ..arguments.names import takes
 from ..generation.chat import MAX_TOKENS
 from . import cli
 
@@ -12,13 +15,23 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..model import Phi4
 
 
+@takes(
+    model=kinds.model,
+    processor=kinds.processor,
+    system=kinds.text | None,
+    images=kinds.one_or_several(kinds.path) | None,
+    audios=kinds.one_or_several(kinds.path) | None,
+    hide_thinking=kinds.flag,
+    stats=kinds.flag,
+    quiet=kinds.flag,
+)
 def chat(
     model: "Phi4",
     processor: "Processor",
     *,
     system: str | None = None,
-    images: list | None = None,
-    audios: list | None = None,
+    images: Path | str | list | None = None,
+    audios: Path | str | list | None = None,
     hide_thinking: bool = False,
     stats: bool = False,
     quiet: bool = False,
@@ -28,7 +41,7 @@ def chat(
 
     Args:
         system: a system message in front.
-        images, audios: paths that belong to the first turn.
+        images, audios: a path, or a list of them, that belong to the first turn.
         hide_thinking: leave ``<think>`` blocks out of what is shown; the history keeps them.
         stats: a line of statistics after each answer.
         quiet: no greeting and no progress.
@@ -36,10 +49,13 @@ def chat(
 
     Raises:
         Phi4Error: a bad option or first medium; later ones are reported in the chat.
-        KeyboardInterrupt: Ctrl-C at the prompt.
+        KeyboardInterrupt: Ctrl-C while lines are read from elsewhere than a terminal.
     """
     from ..generation.chat import Chat
+    from ..generation.options import make_options
     from .repl import Repl
+
+    make_options(options, also=("system", "images", "audios", "quiet"))
 
     talk = Chat(model, processor, system=system, **options)
     for path in images or []:
@@ -49,9 +65,9 @@ def chat(
     Repl(talk, hide_thinking=hide_thinking, stats=stats, quiet=quiet).run()
 
 
-@click.command(name="mlx_phi4.chat", context_settings={"default_map": {"max_tokens": MAX_TOKENS}})
-@click.option("--model", required=True, help="Checkpoint folder or hub id.")
-@click.option("--system", help="A system message in front.")
+@cli.command("mlx_phi4.chat", default_map={"max_tokens": MAX_TOKENS})
+@cli.model_option()
+@click.option("--system", "--system-prompt", help="A system message in front.")
 @click.option("--image", "images", multiple=True, help="A picture for the first turn; repeatable.")
 @click.option("--audio", "audios", multiple=True, help="A recording for the first turn; repeatable.")
 @cli.sampling_options
@@ -59,14 +75,17 @@ def chat(
 @click.option("--hide-thinking", is_flag=True, help="Do not show <think> blocks.")
 @click.option("--stats", is_flag=True, help="A line of statistics after each answer.")
 @click.option("--quiet", is_flag=True, help="No greeting and no progress.")
-def main(model, quiet, stop, **options):
+def main(model, revision, quiet, stop, **options):
     """Talk with a Phi-4 model about text, pictures and recordings.
 
     Standard output gets the answers and nothing else. /help lists what else can be typed.
     """
+    options["stop"] = list(stop)
+    options |= {kind: cli.check_media(options[kind]) for kind in ("images", "audios")}
+    cli.check_options(options)
     from ..loading import load
 
-    chat(*load(model, quiet=quiet), quiet=quiet, stop=list(stop), **options)
+    chat(*load(model, revision=revision, quiet=quiet), quiet=quiet, **options)
 
 
 def command() -> None:

@@ -1,19 +1,73 @@
 """What the commands share: options, prompts, and how errors, interruptions and closed pipes end them."""
 
 import errno
+import importlib.metadata
+import io
 import os
 import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import Phi4Error, PromptError
+from ..errors import MediaError, Phi4Error, PromptError
+from ..files import expanded, taken, why_not_file
+from ..terminal import say_error
+from ..transcription.transcribe import MODEL
+from . import habits
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..generation.responses import GenerationResponse
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+def _version(context: click.Context, _, asked: bool) -> None:
+    if not asked:
+        return
+    try:
+        version = importlib.metadata.version("mlx-phi4")
+    except importlib.metadata.PackageNotFoundError:  # a checkout on the path
+        version = "(not installed)"
+    click.echo(f"mlx_phi4 {version}")
+    context.exit()
+
+
+version_option = click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version."
+)
+
+
+def command(name: str, cls: type[click.Command] = click.Command, **settings) -> Callable:
+    """``click.command`` with what all of ours have: --version, and option names that may be spelled with _."""
+
+    def decorate(function):
+        made = click.command(name=name, cls=cls, context_settings=habits.SETTINGS | settings)
+        return made(version_option(function))
+
+    return decorate
+
+
+def _not_empty(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if not value.strip():  # "$MODEL" where the variable is not set; the current folder is .
+        raise click.BadParameter("is empty", context, parameter)
+    return value
+
+
+def model_option(required: bool = False):
+    """--model and --revision: what ``load`` takes."""
+    given = {"required": True} if required else {"default": MODEL, "show_default": True}
+    given["callback"] = _not_empty
+    return lambda function: _decorated(
+        function,
+        (
+            click.option("--model", **given, help="Checkpoint folder or hub id."),
+            click.option("--revision", help="Branch, tag or commit of a hub id."),
+        ),
+    )
 
 
 _SAMPLING = (
@@ -98,10 +152,37 @@ def read_prompt(prompt: str | None) -> str:
         raise PromptError(f"standard input is not UTF-8 text: {error}") from None
 
 
+def check_media(paths: Iterable[str | Path]) -> list[Path]:
+    """The paths of media with ``~`` expanded, if all are there: found out before a model is asked for.
+
+    Raises MediaError.
+    """
+    for path in paths:
+        if not str(path).strip():  # not the current folder, as Path has it
+            raise MediaError("the path of a picture or a recording is empty")
+        if reason := why_not_file(expanded(path)):
+            raise MediaError(f"{path}: {reason}")
+    return [expanded(path) for path in paths]
+
+
+def check_options(options: dict) -> None:
+    """Refuse bad options of an answer before a model is asked for. Raises Phi4Error."""
+    from ..generation.options import GenerationOptions
+
+    known = {each.name for each in fields(GenerationOptions)}
+    GenerationOptions(**{name: value for name, value in options.items() if name in known})
+
+
+def check_output(path: Path, ours: Callable[[Path], bool], overwrite: bool) -> None:
+    """Refuse to replace what this program did not write. Raises Phi4Error."""
+    if not overwrite and taken(path) and not ours(path):
+        raise Phi4Error(f"{path}: is there already and was not written by this command; --overwrite replaces it")
+
+
 def run(command: click.Command) -> None:
     """Run a command as a program: one line and exit code 2 for what a user can mend."""
     try:
-        _prepare_output()
+        _prepare_streams()
         # not command.main(): it answers an interruption with an empty line of its own
         with command.make_context(command.name or "mlx_phi4", sys.argv[1:]) as context:
             command.invoke(context)
@@ -111,40 +192,78 @@ def run(command: click.Command) -> None:
     except (KeyboardInterrupt, click.Abort):
         sys.exit(INTERRUPTED)
     except click.UsageError as error:
-        _fail(f"{error.format_message()} (see --help)")
+        _fail(habits.answer(error))
     except click.ClickException as error:
         _fail(error.format_message())
     except Phi4Error as error:
         _fail(str(error))
     except BrokenPipeError:
         # the reader went away, head for one: nothing more can be said to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         sys.exit(1)
     except OSError as error:
         _discard_output()
         _fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
 
 
-def _prepare_output() -> None:
-    """Let any text be printed, whatever the terminal's encoding, and a closed stdout be an error like others.
+def _prepare_streams() -> None:
+    """Let any text be printed, whatever the terminal's encoding; make closed streams harmless, but stdout an error.
 
-    A closed standard input is an empty one: MLX takes a file that gets its number, 0, for one that cannot be opened.
+    A closed standard input is an empty one, and a closed standard error hears nothing. Their numbers are taken first:
+    MLX takes a file that gets number 0 for one that cannot be opened, and what is meant for number 2 would be written
+    into a file that got it.
     """
-    if sys.stdout is None:
-        raise OSError(errno.EBADF, "standard output is closed")
+    closed = [number for number in range(3) if _is_closed(number)]
+    for _ in closed:
+        os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
     if sys.stdin is None:
         sys.stdin = Path(os.devnull).open()  # noqa: SIM115, for as long as the program runs
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    elif sys.stderr is sys.__stderr__:
+        sys.stderr = io.TextIOWrapper(_Patient(), sys.stderr.encoding, "backslashreplace", line_buffering=True)
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "standard output is closed")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
 
 
+class _Patient(io.RawIOBase):
+    """Standard error that may break: no work is lost because nobody hears of it any more."""
+
+    name = "<stderr>"
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 2
+
+    def isatty(self) -> bool:
+        return os.isatty(2)
+
+    def write(self, data) -> int:
+        with suppress(OSError):
+            left = memoryview(data)
+            while left:
+                left = left[os.write(2, left) :]
+        return len(data)
+
+
+def _is_closed(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return True
+    return False
+
+
 def _fail(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    say_error(message)
     sys.exit(2)
 
 
 def _discard_output() -> None:
     """Keep the interpreter from trying the same failed write again on its way out."""
-    if sys.stdout is None:
-        return
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,11 +1,13 @@
 """The command mlx_phi4.convert: published weights to MLX weights, or a look at what is there."""
 
 import click
+from click.core import ParameterSource
 
+from ..terminal import say
 from . import cli
 
 
-@click.command(name="mlx_phi4.convert")
+@cli.command("mlx_phi4.convert")
 @click.option("--model", "--hf-path", help="Folder or hub id of the weights to convert.")
 @click.option("--mlx-path", default="mlx_model", show_default=True, help="Folder to write, or to verify.")
 @click.option("-q", "--quantize/--no-quantize", default=True, help="Quantize (the default), or only rewrite.")
@@ -23,17 +25,31 @@ from . import cli
 @click.option("--verify", is_flag=True, help="Re-read the result; without --model, a folder that is there.")
 @click.option("--upload-repo", help="Publish the result under this hub id.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-def main(model, mlx_path, quiet, **options):
+@click.pass_context
+def main(context, model, mlx_path, quiet, **options):
     """Convert Phi-4 weights for MLX: 4-bit, adapters separate, in bounded memory."""
     if model is None and not options["verify"]:
         raise click.UsageError("Missing option '--model' (or --verify with --mlx-path).")
+    if model is None:
+        _check_verifying(context)
     from ..converter.convert import convert, verify_folder
 
     verifying = options.pop("verify")
     if model is not None:
-        convert(model, mlx_path, quiet=quiet, **options)
+        folder = convert(model, mlx_path, quiet=quiet, **options)
+        if not quiet:
+            where = f", and https://huggingface.co/{options['upload_repo']}" if options["upload_repo"] else ""
+            say(f"The converted model is in {folder}{where}")
     if verifying:
         click.echo(verify_folder(mlx_path, quiet))
+
+
+def _check_verifying(context: click.Context) -> None:
+    """--verify alone reads what is there: an option that says what to make would be ignored."""
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+        if given and parameter.name not in ("mlx_path", "verify", "quiet"):
+            raise click.UsageError(f"{parameter.opts[-1]} needs --model: --verify alone only reads what is there.")
 
 
 def command() -> None:

@@ -16,8 +16,11 @@ from ..evaluation.answers import AnswerScores, evaluate_pictures
 from ..evaluation.speech import SpeechScores, evaluate_asr
 from ..evaluation.text import evaluate_text
 from ..evaluation.word_errors import NORMALIZERS
-from ..files import write_whole
-from . import cli
+from ..files import expanded, write_whole
+from ..terminal import say_error, shown
+from . import cli, habits
+
+STANDARD_OUTPUT = ("-", "/dev/stdout", "/dev/fd/1")
 
 
 def _progress(quiet: bool, what: str) -> Callable[[int, int], None] | None:
@@ -71,37 +74,53 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _check_json(path: str | None) -> None:
-    """Find out before any work whether there is a place for the results."""
-    if path in (None, "-"):
-        return
-    folder = Path(path).absolute().parent
-    if Path(path).is_dir():
-        raise Phi4Error(f"{path}: is a folder, expected a file for the results")
-    if not folder.is_dir():
-        raise Phi4Error(f"{path}: its folder does not exist")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise Phi4Error(f"{path}: no permission to write in its folder")
+def _check_json(given: str | None, overwrite: bool) -> Path | None:
+    """Find out before any work whether there is a place for the results; "-" is standard output."""
+    if given is None or given in STANDARD_OUTPUT:
+        return None if given is None else Path("-")
+    path = expanded(given)
+    try:
+        if path.is_dir():
+            raise Phi4Error(f"{path}: is a folder, expected a file for the results")
+        if not path.absolute().parent.is_dir():
+            raise Phi4Error(f"{path}: its folder does not exist")
+        if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+            raise Phi4Error(f"{path}: no permission to write there")
+    except Phi4Error:
+        raise
+    except (OSError, ValueError) as error:  # a name that is too long, one with a NUL in it
+        raise Phi4Error(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    cli.check_output(path, _is_report, overwrite)
+    return path
 
 
-def _report(lines: Iterable[str], values: dict, json_path: str | None, failures: Iterable[str] = ()) -> None:
+def _is_report(path: Path) -> bool:
+    """Whether a file is the report of an earlier run, which a new one may replace."""
+    try:
+        return path.read_bytes().lstrip().startswith(b'{\n "made_by": "mlx_phi4.evaluate')
+    except OSError:
+        return False
+
+
+def _report(lines: Iterable[str], values: dict, json_path: Path | None, failures: Iterable[str] = ()) -> None:
     """Lines for a person on standard output, or JSON ("-"); JSON in a file; failures on standard error, exit code 1."""
     failures = list(failures)
     for failure in failures:
-        click.echo(f"error: {' '.join(failure.split())}", err=True)
+        say_error(failure)
     if json_path is not None:
-        text = json.dumps(_finite(values), ensure_ascii=False, allow_nan=False, indent=1, default=str)
+        made_by = {"made_by": f"mlx_phi4.evaluate {click.get_current_context().info_name}"}
+        text = json.dumps(_finite(made_by | values), ensure_ascii=False, allow_nan=False, indent=1, default=str)
     unwritten = None
-    if json_path == "-":
+    if json_path == Path("-"):
         lines = [text]
     elif json_path is not None:
         try:
-            with write_whole(Path(json_path)) as partial:
+            with write_whole(json_path) as partial:
                 partial.write_text(f"{text}\n", encoding="utf-8")
         except OSError as error:  # a full disk must not cost the summary of hours of work, too
             unwritten = Phi4Error(f"{json_path}: {error.strerror or error}")
     for line in lines:
-        click.echo(line)
+        click.echo(shown(line) if sys.stdout.isatty() else line)
     if unwritten is not None:
         raise unwritten
     if failures:
@@ -112,6 +131,7 @@ _SHARED = (
     click.option("--model", required=True, help="Checkpoint folder or hub id."),
     click.option("--limit", type=int, help="Only so many of the first items."),
     click.option("--json", "json_path", metavar="FILE", help="Write all results as JSON; '-' prints them."),
+    click.option("--overwrite", is_flag=True, help="Replace a file of something else with the results."),
 )
 _quiet = click.option("--quiet", is_flag=True, help="No progress.")
 
@@ -122,12 +142,14 @@ def _shared(command):
     return command
 
 
-@click.group(name="mlx_phi4.evaluate", no_args_is_help=False)
+@click.group(name="mlx_phi4.evaluate", no_args_is_help=False, context_settings=habits.SETTINGS)
+@cli.version_option
 def main():
     """Measure how well a model transcribes, answers and predicts."""
 
 
 @main.command()
+@cli.version_option
 @click.argument("manifest")
 @_shared
 @click.option("--batch-size", default=8, show_default=True, help="Recordings decoded together.")
@@ -140,37 +162,39 @@ def main():
 )
 @click.option("--each", is_flag=True, help="Print each recording's word error rate, too.")
 @_quiet
-def asr(manifest, model, json_path, each, quiet, **options):
+def asr(manifest, model, json_path, overwrite, each, quiet, **options):
     """Word and character error rates.
 
     MANIFEST has a JSON object in each line: audio (a path relative to it), text, and optionally language and id.
     """
-    _check_json(json_path)
+    json_path = _check_json(json_path, overwrite)
     scores = evaluate_asr(manifest, model, progress=_progress(quiet, "recordings"), **options)
     failures = [score.error for score in scores.files if score.error is not None]
     _report(_speech_lines(scores, each), asdict(scores), json_path, failures)
 
 
 @main.command()
+@cli.version_option
 @click.argument("manifest")
 @_shared
 @click.option("--batch-size", default=4, show_default=True, help="Questions answered together.")
 @click.option("--max-tokens", "-m", default=64, show_default=True, help="Most tokens of an answer.")
-@click.option("--system", help="A system message in front of each question.")
+@click.option("--system", "--system-prompt", help="A system message in front of each question.")
 @click.option("--each", is_flag=True, help="Print each answer, too.")
 @_quiet
-def pictures(manifest, model, json_path, each, quiet, **options):
+def pictures(manifest, model, json_path, overwrite, each, quiet, **options):
     """Exact answers to questions about pictures, spoken ones and plain ones.
 
     MANIFEST has a JSON object in each line: question, answer (one or a list), and optionally image, audio and id.
     """
-    _check_json(json_path)
+    json_path = _check_json(json_path, overwrite)
     scores = evaluate_pictures(manifest, model, progress=_progress(quiet, "questions"), **options)
     failures = [f"{item.id}: {item.error}" for item in scores.items if item.error is not None]
     _report(_answer_lines(scores, each), asdict(scores), json_path, failures)
 
 
 @main.command()
+@cli.version_option
 @_shared
 @click.option("--tasks", required=True, metavar="NAME,...", help="Tasks of lm-eval.")
 @click.option("--batch-size", default=8, show_default=True, help="Continuations or answers computed together.")
@@ -179,9 +203,9 @@ def pictures(manifest, model, json_path, each, quiet, **options):
 @click.option("--max-length", type=int, help="Most tokens of a context.  [default: the whole window]")
 @click.option("--include-path", help="A folder with tasks of your own.")
 @click.option("--seed", default=0, show_default=True, help="Of tasks that sample.")
-def text(tasks, model, json_path, **options):
+def text(tasks, model, json_path, overwrite, **options):
     """Tasks of lm-eval-harness, in text mode."""
-    _check_json(json_path)
+    json_path = _check_json(json_path, overwrite)
     results = evaluate_text(model, [task.strip() for task in tasks.split(",") if task.strip()], **options)
     from lm_eval.utils import make_table
 

@@ -1,6 +1,7 @@
 """The command mlx_phi4.generate: one prompt, answered as it comes."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -9,17 +10,18 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import Phi4Error
+from ..terminal import say, shown
 from . import cli
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..generation.responses import GenerationResponse
 
 
-@click.command(name="mlx_phi4.generate")
-@click.option("--model", required=True, help="Checkpoint folder or hub id.")
+@cli.command("mlx_phi4.generate")
+@cli.model_option()
 @click.option("--prompt", "-p", help="The user's turn; '-' reads standard input.")
-@click.option("--system", help="A system message in front.")
-@click.option("--image", "images", multiple=True, help="A picture's path; repeatable.")
+@click.option("--system", "--system-prompt", help="A system message in front.")
+@click.option("--image", "images", multiple=True, help="A picture's path, '-' for standard input; repeatable.")
 @click.option("--audio", "audios", multiple=True, help="A recording's path; repeatable.")
 @cli.sampling_options
 @cli.engine_options
@@ -28,28 +30,40 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 @click.option("--prompt-cache-file", help="Begin with what mlx_phi4.cache_prompt saved.")
 @click.option("--raw", is_flag=True, help="Take the prompt as it stands, special tokens included.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+@click.option("--verbose", type=bool, is_flag=False, flag_value=True, hidden=True)  # mlx_lm's: --verbose False
 @click.option("--quiet", is_flag=True, help="No progress and no statistics.")
-def main(model, prompt, images, audios, logit_bias, prompt_cache_file, as_json, quiet, **options):
+def main(model, revision, prompt, images, audios, logit_bias, prompt_cache_file, as_json, quiet, verbose, **options):
     """Answer a prompt about text, pictures and recordings with a Phi-4 model."""
     if prompt is None and not images and not audios:
         raise click.UsageError("Missing option '--prompt' (or --image, --audio).")
-    prompt, options["logit_bias"] = cli.read_prompt(prompt), _biases(logit_bias)
+    if quiet and verbose:
+        raise click.UsageError("--quiet and --verbose contradict each other.")
+    quiet = quiet or verbose is False
+    images, audios = cli.check_media(images), cli.check_media(audios)
+    cache_file = cli.check_media([prompt_cache_file] if prompt_cache_file else [])
+    options |= {"logit_bias": _biases(logit_bias), "stop": list(options["stop"])}
+    cli.check_options(options)
+    prompt = cli.read_prompt(prompt)
     from ..generation.generate import stream_generate
     from ..loading import load
 
-    model, processor = load(model, quiet=quiet)
-    if prompt_cache_file:
+    images = [sys.stdin.buffer.read() if image == "-" else image for image in images]
+    model, processor = load(model, revision=revision, quiet=quiet)
+    if cache_file:
         from ..generation.prompt_cache import PromptCache
 
-        options["prompt_cache"] = PromptCache.load(prompt_cache_file, model)
-    options |= {"stop": list(options["stop"]), "progress": cli.prefill_progress(quiet)}
-    stream = stream_generate(model, processor, prompt, list(images), list(audios), **options)
+        options["prompt_cache"] = PromptCache.load(cache_file[0], model)
+    options["progress"] = cli.prefill_progress(quiet)
+    stream = stream_generate(model, processor, prompt, images, audios, **options)
     print_stream(stream, as_json, quiet)
 
 
 def _biases(given: tuple[str, ...]) -> dict[int, float]:
     try:
-        return {int(token): float(bias) for token, _, bias in (item.partition("=") for item in given)}
+        biases = {int(token): float(bias) for token, _, bias in (item.partition("=") for item in given)}
+        if any(map(math.isnan, biases.values())):
+            raise ValueError
+        return biases
     except ValueError:
         raise Phi4Error(f"logit_bias is {', '.join(given)}, expected ID=BIAS, as in 42=-5") from None
 
@@ -57,12 +71,13 @@ def _biases(given: tuple[str, ...]) -> dict[int, float]:
 def print_stream(stream: "Iterator[GenerationResponse]", as_json: bool, quiet: bool) -> None:
     """Text to stdout as it comes (or one JSON object at the end), statistics to stderr."""
     text, tokens, logprobs, last = "", [], [], None
+    terminal = sys.stdout.isatty()
     for last in stream:
         text += last.text
         tokens.append(last.token)
         logprobs.append({"logprob": last.logprob, "top_logprobs": last.top_logprobs})
         if not as_json:
-            print(last.text, end="", flush=True)
+            print(shown(last.text) if terminal else last.text, end="", flush=True)
     if as_json:
         whole = asdict(last) | {"text": text, "tokens": tokens}
         del whole["logprob"], whole["top_logprobs"]
@@ -73,7 +88,7 @@ def print_stream(stream: "Iterator[GenerationResponse]", as_json: bool, quiet: b
         print()
     sys.stdout.flush()
     if not quiet:
-        click.echo(cli.statistics(last), err=True)
+        say(cli.statistics(last))
 
 
 def command() -> None:

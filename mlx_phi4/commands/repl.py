@@ -1,6 +1,6 @@
-"""The terminal side of a chat: lines in, commands, the answer as it comes, and Ctrl-C.
+"""The terminal side of a chat: messages in, commands, the answer as it comes, and Ctrl-C.
 
-Standard output gets answers only; everything else goes to standard error.
+Standard output gets answers only; everything else goes to standard error. Whatever goes wrong, the conversation stays.
 """
 
 import os
@@ -9,146 +9,114 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from ..errors import Phi4Error, PromptError
-from ..generation.thoughts import Thoughts
+from ..files import expanded, taken, why_not_file
+from ..terminal import say, say_error
 from . import cli
+from .lines import Messages
+from .screen import Screen
 
 if TYPE_CHECKING:
     from ..generation.chat import Chat
 
-PROMPT = ">>> "
-DIM, PLAIN = "\x1b[2m", "\x1b[22m"
-# what a terminal would obey: control characters but for tab and line feed, and C1's
-CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code not in (9, 10)} | {13: None}
-
 HELP = """\
 /image PATH    attach a picture to your next message
-/audio PATH    attach a recording to your next message
+/audio PATH    attach a recording to your next message; an empty line sends it alone
+/attached      list what goes with your next message
+/undo          take back your last message and its answer
 /clear         forget the conversation and what is attached
 /system TEXT   replace the system message; without TEXT, show it
-/save FILE     write the conversation as JSON
+/save FILE     write the conversation as JSON; /save! FILE replaces a file
 /help          this list
-/exit          end (as Ctrl-D does)
+/exit          end (as Ctrl-D does, which asks once if the conversation is not saved)
 //...          a message that begins with /
-Ctrl-C stops an answer."""
-
-
-class Screen:
-    """Prints one answer as it comes, unwrapped; colours and protection from control characters on a terminal only."""
-
-    def __init__(self, hide_thinking: bool):
-        self._hide = hide_thinking
-        self._terminal = sys.stdout.isatty()
-        self._dims = self._terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-        self._thoughts = Thoughts()
-        self._dimmed = self._skipping = False
-        self.hidden = self.shown = False
-
-    def write(self, piece: str) -> None:
-        """Show a piece of the answer."""
-        self._show(self._thoughts.add(piece))
-
-    def finish(self) -> None:
-        """Show the rest, end the line and leave one blank."""
-        self._show(self._thoughts.finish())
-        self._dim(False)
-        print("\n", flush=True)
-
-    def _show(self, parts: list[tuple[str, bool]]) -> None:
-        for text, thought in parts:
-            if thought and self._hide:
-                self.hidden = self._skipping = True
-                continue
-            if self._skipping:  # the empty lines between a block and the answer go with the block
-                text = text.lstrip()
-                self._skipping = not text
-            self.shown = self.shown or bool(text.strip())
-            self._dim(thought)
-            sys.stdout.write(text.translate(CONTROLS) if self._terminal else text)
-        sys.stdout.flush()
-
-    def _dim(self, on: bool) -> None:
-        if self._dims and on != self._dimmed:
-            sys.stdout.write(DIM if on else PLAIN)
-            self._dimmed = on
+Ctrl-C stops an answer, or clears the line. Lines that are pasted are one message."""
 
 
 class Repl:
-    """Reads lines until they end, and answers each; a line that begins with ``/`` is a command."""
+    """Reads messages until they end, and answers each; one that begins with ``/`` is a command."""
 
     def __init__(self, chat: "Chat", *, hide_thinking: bool = False, stats: bool = False, quiet: bool = False):
         self.chat, self._hide, self._stats = chat, hide_thinking, stats
         self._greet = not quiet and sys.stdin.isatty()
         self._pressed = False
+        self._written: set[str] = set()  # files of this conversation
+        self._kept: list[dict] = []  # the turns that the last one of them holds
         self._show_progress = chat.options.get("progress") or cli.prefill_progress(quiet)
         chat.options["progress"] = self._progress
         self.commands: dict[str, Callable[[str], None]] = {
             "/image": lambda path: self._attach(chat.attach_image, path),
             "/audio": lambda path: self._attach(chat.attach_audio, path),
+            "/attached": self._list_attached,
+            "/undo": self._undo,
             "/clear": self._clear,
             "/system": self._system,
             "/save": self._save,
+            "/save!": lambda path: self._save(path, replace=True),
             "/help": lambda _: say(HELP),
         }
 
     def run(self) -> None:
-        """Until end of input or ``/exit``. Ctrl-C at the prompt raises KeyboardInterrupt."""
-        if sys.stdin.isatty():
-            with suppress(ImportError):  # Windows has none
-                import readline  # noqa: F401 - input() edits lines once it is there
+        """Until end of input or ``/exit``. Where no terminal is read, Ctrl-C raises KeyboardInterrupt."""
+        messages = Messages({*self.commands, "/exit"})
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")  # an answer may hold what the terminal's encoding lacks
         if self._greet:
             say("/help lists the commands, Ctrl-D ends.")
-        while (line := self._read()) is not None and line != "/exit":
-            if line:
-                self._take(line)
+        asked = False  # whether to end without saving
+        while True:
+            try:
+                message = messages.read()
+                if message == "/exit":
+                    return
+                asked = False
+                self._take(message)
+            except EOFError:
+                if messages.terminal:
+                    say("")
+                if asked or not messages.terminal or not self._unsaved:
+                    return
+                asked = True
+                say("[the conversation is not saved: /save FILE keeps it, Ctrl-D again ends]")
+            except KeyboardInterrupt:
+                if not messages.terminal:
+                    say("")
+                    raise
+                say("\n[Ctrl-D or /exit ends]")
+            except UnicodeDecodeError:
+                say_error("the line is not UTF-8 text")
 
-    def _read(self) -> str | None:
-        """The next line without white space around it; None at the end."""
-        try:
-            return input(self._prompt()).strip()
-        except UnicodeDecodeError:
-            say("error: the line is not UTF-8 text")
-            return ""
-        except EOFError:
-            if sys.stdin.isatty():
-                say("")
-            return None
-        except KeyboardInterrupt:
-            say("")
-            raise
+    @property
+    def _unsaved(self) -> bool:
+        """Whether there are turns that no file has."""
+        return bool(self.chat.turns) and [*map(id, self.chat.turns)] != [*map(id, self._kept)]
 
-    def _prompt(self) -> str:
-        if not sys.stdin.isatty():
-            return ""
-        if sys.stdout.isatty():
-            return PROMPT
-        click.echo(PROMPT, nl=False, err=True)
-        return ""
-
-    def _take(self, line: str) -> None:
-        name, _, rest = line.partition(" ")
-        try:
-            if line.startswith("//"):
-                self._answer(line[1:])
-            elif not line.startswith("/"):
-                self._answer(line)
-            elif name in self.commands:
+    def _take(self, message: str) -> None:
+        name, _, rest = message.partition(" ")
+        if not message:
+            if any(part["type"] == "audio" for part in self.chat.attached):  # a spoken question alone
+                self._answer("")
+            elif self.chat.attached:
+                say("[a picture waits for a question]")
+        elif message.startswith("//") or not message.startswith("/"):
+            self._answer(message.removeprefix("/"))
+        elif name not in self.commands:
+            say_error(f"unknown command {name}; /help lists them, //... sends a text that begins with /")
+        else:
+            try:
                 self.commands[name](rest.strip())
-            else:
-                say(f"error: unknown command {name}; /help lists them, //... sends a text that begins with /")
-        except Phi4Error as error:
-            fail(error)
+            except Phi4Error as error:
+                say_error(error)
+            except Exception as error:  # a library's surprise must not cost the conversation
+                say_error(f"{name}: {type(error).__name__}: {error}")
 
     def _answer(self, text: str) -> None:
         screen, before = Screen(self._hide), len(self.chat.turns)
+        self.chat.last = failed = None
         try:
             with self._ctrl_c_noted(), closing(self.chat.send(text)) as pieces:
                 for piece in pieces:
@@ -156,13 +124,19 @@ class Repl:
                     if self._pressed:
                         break
         except PromptError as error:
-            fail(error, "; /clear begins a new conversation" if before else "")
+            say_error(error, "; /clear begins a new conversation" if before else "")
             return
+        except OSError:  # nobody reads the answers any more
+            raise
         except KeyboardInterrupt:
             pass
+        except Exception as error:
+            failed = error if isinstance(error, Phi4Error) else f"{type(error).__name__}: {error}"
         if self.chat.last is not None:
             screen.finish()
-        if len(self.chat.turns) > before:
+        if failed is not None:
+            say_error(failed)
+        elif len(self.chat.turns) > before:
             self._note(screen)
         else:
             say("[stopped; this turn is not kept]")
@@ -209,8 +183,24 @@ class Repl:
         if not given:
             raise Phi4Error("a path is missing, as in /image photo.jpg")
         path = _path(given)
+        if reason := why_not_file(path):
+            raise Phi4Error(f"{path}: {reason}")
         attach(path)
-        say(f"[{path.name} goes with your next message]")
+        alone = "; an empty line sends it alone" if self.chat.attached[-1]["type"] == "audio" else ""
+        say(f"[{path.name} goes with your next message{alone}]")
+
+    def _list_attached(self, _: str) -> None:
+        for part in self.chat.attached:
+            say(f"[{part['type']} {part['path']}]")
+        if not self.chat.attached:
+            say("[nothing is attached]")
+
+    def _undo(self, _: str) -> None:
+        content = self.chat.undo()["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        said = " ".join("".join(part.get("text", "") for part in parts).split())
+        media = [f"{part['type']} {part['path']}" for part in parts if part["type"] != "text"]
+        say(f"[taken back: {', '.join([*media, *([said[:60]] if said else [])])}]")
 
     def _clear(self, _: str) -> None:
         self.chat.clear()
@@ -221,30 +211,25 @@ class Repl:
             self.chat.system = text
         say(f"[system: {self.chat.system}]" if self.chat.system else "[no system message]")
 
-    def _save(self, given: str) -> None:
+    def _save(self, given: str, replace: bool = False) -> None:
         if not given:
             raise Phi4Error("a file name is missing, as in /save talk.json")
-        path = self.chat.save(_path(given))
+        path = _path(given)
+        if not replace and taken(path) and os.path.realpath(path) not in self._written:
+            raise Phi4Error(f"{path}: is there already; /save! {given} replaces it")
+        self.chat.save(path)
+        self._written.add(os.path.realpath(path))
+        self._kept = list(self.chat.turns)
         say(f"[{path}: {len(self.chat.messages)} messages]")
 
 
 def _path(given: str) -> Path:
     """A path as it is typed, quoted, or dropped on a terminal with its spaces escaped."""
-    plain = Path(given).expanduser()
-    if plain.exists():
+    plain = expanded(given)
+    if why_not_file(plain) != "no such file":
         return plain
     try:
         words = shlex.split(given)
     except ValueError:
         return plain
-    return Path(words[0]).expanduser() if len(words) == 1 else plain
-
-
-def say(text: str) -> None:
-    """A line for the person at the terminal."""
-    click.echo(text, err=True)
-
-
-def fail(error: Phi4Error, advice: str = "") -> None:
-    """An error in one line; the chat goes on."""
-    say(f"error: {' '.join(str(error).split())}{advice}")
+    return expanded(words[0]) if len(words) == 1 else plain

@@ -4,39 +4,60 @@ import click
 
 from ..errors import Phi4Error
 from ..transcription.tasks import TASKS
-from ..transcription.transcribe import MODEL
 from ..transcription.transcript import FORMATS
 from . import cli
 
 
-@click.command(name="mlx_phi4.transcribe")
+class _Command(click.Command):
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """mlx_whisper's --verbose has True or False behind it; any other word there is a file's name."""
+        plain = []
+        for index, word in enumerate(args):
+            before = args[index - 1] if index else ""
+            if before == "--verbose" and word.lower() in ("true", "false"):
+                plain = plain if word.lower() == "true" else plain[:-1]
+            else:
+                plain.append(word)
+        return super().parse_args(context, plain)
+
+
+@cli.command("mlx_phi4.transcribe", cls=_Command)
 @click.argument("sources", nargs=-1, required=True, metavar="FILE|FOLDER|-...")
-@click.option("--model", default=MODEL, show_default=True, help="Checkpoint folder or hub id.")
+@cli.model_option()
 @click.option("--task", type=click.Choice(TASKS), default="transcribe", show_default=True, help="What to do.")
 @click.option("--to", metavar="LANGUAGE", help="Language of a translation, French or fr.  [default: English]")
 @click.option("--prompt", "-p", help="Asked instead of the task's own prompt.")
 @click.option("--context", metavar="TEXT", help="Names and jargon that may occur.")
 @click.option(
-    "--format", "-f", type=click.Choice([*FORMATS, "all"]), default="txt", show_default=True, help="Of the outputs."
+    "--format",
+    "--output-format",
+    "-f",
+    type=click.Choice([*FORMATS, "all"]),
+    default="txt",
+    show_default=True,
+    help="Of the outputs.",
 )
 @click.option("--output-dir", "-o", help="Folder of the outputs.  [default: the current one]")
 @click.option(
     "--output-template",
+    "--output-name",
     default="{filename}",
     show_default=True,
     help="Name of the outputs; {filename}, {parent}, {date} and {index} are filled in.",
 )
 @click.option("--stdout", is_flag=True, help="Print the texts instead of writing files.")
 @click.option("--max-line-width", type=int, help="Characters of a line in srt and vtt.")
-@click.option("--overwrite", is_flag=True, help="Do again what was done before.")
+@click.option("--overwrite", is_flag=True, help="Do again what was done before; replace what others wrote.")
 @click.option("--recursive", "-r", is_flag=True, help="Look into the folders of folders.")
 @click.option("--segment-seconds", type=float, help="Longest piece, at most 40.  [default: usually 30]")
 @click.option("--pause", type=float, help="Least silence in seconds between pieces.  [default: usually 0.5]")
 @click.option("--clip-timestamps", metavar="START,END,...", help="Parts to hear, in seconds or mm:ss.")
+@click.option("--partial", is_flag=True, help="Take what a truncated recording still holds, with a warning.")
 @click.option("--batch-size", default=8, show_default=True, help="Pieces decoded together, of all files.")
 @click.option("--max-tokens", "-m", type=int, help="Most tokens of an answer.  [default: by the piece's length]")
 @click.option(
     "--temperatures",
+    "--temperature",
     default="0,0.2,0.4,0.6,0.8,1",
     show_default=True,
     help="One attempt each, until an answer passes the guards.",
@@ -45,6 +66,7 @@ from . import cli
 @click.option("--logprob-threshold", default=-1.0, show_default=True, help="Mean log-probability below it: doubt.")
 @click.option("--seed", default=0, show_default=True, help="Of the attempts above temperature 0.")
 @click.option("--jobs", default=2, show_default=True, help="Files read at once, ahead of the model.")
+@click.option("--verbose", is_flag=True, help="Show the texts on standard error, too.")
 @click.option("--quiet", is_flag=True, help="Only errors on standard error.")
 def main(sources, temperatures, **options):
     """Transcribe or translate recordings, or ask about them, with Phi-4-multimodal."""

@@ -6,9 +6,31 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..arguments import kinds
+from ..arguments.names import takes
 from ..errors import ConversionError
+from ..files import expanded
 
 
+@takes(
+    model=kinds.path,
+    mlx_path=kinds.path,
+    revision=kinds.text | None,
+    quantize=kinds.flag,
+    q_bits=kinds.integer() | None,
+    q_group_size=kinds.integer() | None,
+    q_mode=kinds.text,
+    quant_predicate=kinds.text | None,
+    adapter_bits=kinds.integer() | None,
+    encoder_bits=kinds.integer() | None,
+    dtype=kinds.text | None,
+    dequantize=kinds.flag,
+    overwrite=kinds.flag,
+    resume=kinds.flag,
+    verify=kinds.flag,
+    upload_repo=kinds.text | None,
+    quiet=kinds.flag,
+)
 def convert(
     model: str | Path,
     mlx_path: str | Path = "mlx_model",
@@ -69,16 +91,18 @@ def convert(
     }
     _check_options(quantize, dequantize, quantization, q_mode)
     from ..checkpoint.hub import find_folder, local_folder
+    from ..checkpoint.reach import ask_hub
     from .plan import make_plan
     from .publish import check_upload, model_card, upload
     from .writer import check_destination, write
 
-    destination = Path(mlx_path).expanduser()
+    destination = expanded(mlx_path)
     with _one_line(destination):
         check_destination(destination, overwrite)
         if upload_repo is not None:
-            check_upload()
+            check_upload(upload_repo)
         local = local_folder(model).is_dir()
+        ask_hub(str(model), revision, quiet=quiet)
         source = find_folder(model, revision)
         options = quantization | {"q_mode": q_mode, "dtype": dtype, "quantize": quantize, "dequantize": dequantize}
         plan = make_plan(source, **options)
@@ -96,7 +120,7 @@ def verify_folder(folder: str | Path, quiet: bool = True) -> str:
     """Re-read a folder and return a table of its components. Raises Phi4Error, see ``verify.verify``."""
     from .verify import describe, verify
 
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     with _progress("Verifying", total, quiet) as progress:
         return describe(verify(folder, progress))

@@ -2,14 +2,15 @@
 
 import hashlib
 import os
-import sys
 from pathlib import Path
 
 from ..checkpoint.fields import object_in
 from ..checkpoint.hub import find_folder, hub_config, is_built_in, local_folder
+from ..checkpoint.reach import ask_hub
 from ..config import CONVERSION_FORMAT
 from ..errors import CheckpointError, ConversionError
-from ..files import read_json
+from ..files import expanded, read_json
+from ..terminal import say
 from .convert import convert
 from .quantization import Scheme
 from .writer import OtherPlan, exclusive
@@ -22,8 +23,8 @@ def cache_root() -> Path:
     """``MLX_PHI4_CACHE``, else mlx_phi4 in the user's cache folder."""
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mlx_phi4"
+        return expanded(chosen)
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "mlx_phi4"
 
 
 def model_folder(path_or_hub_id: str | Path, revision: str | None = None, *, quiet: bool = False) -> Path:
@@ -60,6 +61,8 @@ def cached_folder(
         find_folder(folder)  # says which of its files is missing
     local = folder.is_dir()
     try:
+        if not local:
+            ask_hub(str(path_or_hub_id), revision, quiet=quiet)
         config = folder / "config.json" if local else hub_config(str(path_or_hub_id), revision)
     except CheckpointError:
         made = _made_before(str(path_or_hub_id), wanted, revision)
@@ -72,7 +75,7 @@ def cached_folder(
             raise ConversionError(f"{path_or_hub_id} is quantized already, in {table.get('bits')} bits")
         return find_folder(path_or_hub_id, revision)
     name = f"{folder.name}-{_digest(folder)}" if local else _hub_name(str(path_or_hub_id))
-    target = cache_root() / name / _entry(_state(folder) if local else config.parent.name, wanted)
+    target = cache_root() / name / _entry(folder_state(folder) if local else config.parent.name, wanted)
     if _complete(target):
         return target
     with exclusive(target.with_name(f"{target.name}.first-use"), wait=True):
@@ -83,7 +86,7 @@ def cached_folder(
 
 def _convert(model: str | Path, target: Path, wanted: Scheme, revision: str | None, quiet: bool) -> None:
     if not quiet:
-        print(f"Converting {model} to {wanted.bits} bits, once, into {target}", file=sys.stderr)
+        say(f"Converting {model} to {wanted.bits} bits, once, into {target}")
     options = {"q_bits": wanted.bits, "revision": revision, "quiet": quiet}
     try:
         convert(model, target, resume=True, **options)
@@ -116,7 +119,7 @@ def _digest(folder: Path) -> str:
     return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
 
 
-def _state(folder: Path) -> str:
+def folder_state(folder: Path) -> str:
     """Changes when a local folder's files do."""
     files = sorted(path for pattern in ("*.json", "*.safetensors", "*-lora/*") for path in folder.glob(pattern))
     stats = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]

@@ -1,5 +1,7 @@
 """Publishing a converted folder: its model card and the upload."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConversionError
@@ -53,23 +55,36 @@ def model_card(source: str | None, multimodal: bool, table: dict | None) -> str:
     )
 
 
-def check_upload() -> None:
-    """Raises ConversionError if no token is at hand: better before hours of work than after."""
-    from huggingface_hub import get_token
+def check_upload(repo: str) -> None:
+    """Raises ConversionError if the hub would not take an upload: better before hours of work than after."""
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.utils import validate_repo_id
 
     if get_token() is None:
         raise ConversionError("no hub token to upload with; log in with 'hf auth login' or set HF_TOKEN")
+    with _hub_errors(f"the hub would not take an upload to {repo}"):
+        validate_repo_id(repo)
+        HfApi().whoami()
 
 
 def upload(folder: Path, repo: str) -> None:
     """Upload a folder to the hub, made if need be. Raises ConversionError."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     api = HfApi()
-    try:
+    with _hub_errors(f"{folder} is complete, but the upload to {repo} failed"):
         api.create_repo(repo_id=repo, exist_ok=True)
-        api.upload_large_folder(folder_path=folder, repo_id=repo, repo_type="model")
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConversionError(f"{folder} is complete, but the upload to {repo} failed: {reason}") from None
+        api.upload_folder(folder_path=folder, repo_id=repo, repo_type="model")
+
+
+@contextmanager
+def _hub_errors(what: str) -> Iterator[None]:
+    """What the hub or the way to it refuses, in a line."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    # HTTPError is the transport's: no connection, no answer in time
+    except (errors.HTTPError, errors.HFValidationError, RuntimeError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConversionError(f"{what}: {reason}") from None

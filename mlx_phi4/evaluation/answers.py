@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import Phi4Error
+from ..arguments import kinds
+from ..arguments.names import takes
 from .manifest import read_questions
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
@@ -38,6 +39,16 @@ class AnswerScores:
     items: list[AnswerScore] = field(repr=False)
 
 
+@takes(
+    manifest=kinds.path,
+    model=kinds.model_or_name,
+    processor=kinds.processor | None,
+    limit=kinds.integer(1) | None,
+    batch_size=kinds.integer(1),
+    max_tokens=kinds.integer(1),
+    system=kinds.text | None,
+    progress=kinds.function | None,
+)
 def evaluate_pictures(
     manifest: str | Path,
     model: "str | Path | Phi4",
@@ -71,8 +82,6 @@ def evaluate_pictures(
     from ..inputs.processor import Request
     from ..loading import model_and_processor
 
-    if batch_size < 1:
-        raise Phi4Error(f"batch_size is {batch_size}, expected at least 1")
     items = read_questions(manifest, limit)
     model, processor = model_and_processor(model, processor)
     if any(item.images or item.audios for item in items):

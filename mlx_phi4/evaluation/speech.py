@@ -8,10 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..arguments import kinds
+from ..arguments.names import takes
 from ..config import WINDOW_SECONDS
 from ..errors import Phi4Error
 from .manifest import SpeechItem, read_speech
-from .word_errors import Normalizer, error_rates
+from .word_errors import NORMALIZERS, Normalizer, error_rates
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..inputs.processor import Processor
@@ -59,6 +61,15 @@ class SpeechScores:
     files: list[SpeechScore] = field(repr=False)
 
 
+@takes(
+    manifest=kinds.path,
+    model=kinds.model_or_name,
+    processor=kinds.processor | None,
+    limit=kinds.integer(1) | None,
+    batch_size=kinds.integer(1),
+    normalizer=kinds.choice(*NORMALIZERS),
+    progress=kinds.function | None,
+)
 def evaluate_asr(
     manifest: str | Path,
     model: "str | Path | Phi4",
@@ -142,8 +153,8 @@ def _transcribed(
             path = items[index].audio
             if isinstance(found, Segment):
                 yield index, (found.text, found.end)
-            elif isinstance(found, Failure):
-                yield index, found.line(str(path))
+            elif isinstance(found, (Failure, Exception)):
+                yield index, (found if isinstance(found, Failure) else Failure(found)).line(str(path))
             else:
                 try:
                     transcript = transcribe(path, model, processor=processor, batch_size=batch_size)

@@ -1,11 +1,14 @@
 """How fast a model answers on this machine: prompt, tokens, encoders and memory, in each mode."""
 
+import inspect
 import statistics
 import sys
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from ..arguments import kinds
+from ..arguments.names import check_names, takes
 from ..errors import Phi4Error, PromptError
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
@@ -19,7 +22,7 @@ SEED = 0  # of the random prompts
 QUESTION = 16  # tokens of the second question
 PICTURE = (900, 1340)  # rows, columns: 3 x 2 crops of 448 and the global view
 SECONDS = 10  # of the tone
-OPTIONS = {"prefill_step_size", "rope", "kv_bits", "kv_group_size", "quantized_kv_start", "max_kv_size"}
+OPTIONS = ("prefill_step_size", "rope", "kv_bits", "kv_group_size", "quantized_kv_start", "max_kv_size")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,15 @@ class Measured:
     adapter_bytes: int
 
 
+@takes(
+    model=kinds.model,
+    processor=kinds.processor,
+    prompt_tokens=kinds.integer(1),
+    generation_tokens=kinds.integer(2),
+    mode=kinds.choice(*MODES, "all"),
+    repeat=kinds.integer(1),
+    quiet=kinds.flag,
+)
 def benchmark(
     model: "Phi4",
     processor: "Processor",
@@ -80,18 +92,11 @@ def benchmark(
     """
     from ..generation.options import make_options
 
-    if unknown := options.keys() - OPTIONS:
-        raise TypeError(f"unknown option {min(unknown)!r}")
+    own = [name for name in inspect.signature(benchmark).parameters if name != "options"]
+    check_names(options, [*own, *OPTIONS], "benchmark: ")
     engine = make_options(options)
     engine.kv.check(processor.config.decoder.head_dim)
     modes = _modes(mode, processor.config, image, audio)
-    for name, value, least in (
-        ("prompt_tokens", prompt_tokens, 1),
-        ("generation_tokens", generation_tokens, 2),
-        ("repeat", repeat, 1),
-    ):
-        if value < least:
-            raise Phi4Error(f"{name} is {value}, expected at least {least}")
     runs = {
         m: _Run(model, processor, _request(m, image, audio), prompt_tokens, generation_tokens, engine) for m in modes
     }
@@ -152,8 +157,6 @@ def machine() -> dict:
 
 
 def _modes(mode: str, config: "Config", image, audio) -> tuple[str, ...]:
-    if mode not in (*MODES, "all"):
-        raise Phi4Error(f"mode is {mode!r}, expected {', '.join(MODES)} or all")
     if mode not in ("text", "all"):
         config.check_multimodal()
     modes = (mode,) if mode != "all" else MODES if config.multimodal else MODES[:1]

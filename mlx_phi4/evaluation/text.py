@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import kinds
+from ..arguments.names import takes
 from ..errors import Phi4Error
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
@@ -11,9 +13,21 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..model import Phi4
 
 
+@takes(
+    model=kinds.model_or_name,
+    tasks=kinds.one_or_several(kinds.text, least=1),
+    processor=kinds.processor | None,
+    limit=kinds.integer(1) | None,
+    batch_size=kinds.integer(1),
+    num_fewshot=kinds.integer(0) | None,
+    apply_chat_template=kinds.flag,
+    max_length=kinds.integer(1) | None,
+    include_path=kinds.path | None,
+    seed=kinds.integer(0),
+)
 def evaluate_text(
     model: "str | Path | Phi4",
-    tasks: Sequence[str],
+    tasks: str | Sequence[str],
     *,
     processor: "Processor | None" = None,
     limit: int | None = None,
@@ -28,7 +42,7 @@ def evaluate_text(
 
     Args:
         model: a folder or a hub id, or a loaded model with its ``processor``.
-        tasks: names of tasks, groups or tags of lm-eval, also with ``*``.
+        tasks: name or names of tasks, groups or tags of lm-eval, also with ``*``.
         limit: only so many examples of each task.
         batch_size: continuations or answers computed together.
         num_fewshot: examples in front of each question; None for what the task says.
@@ -47,8 +61,6 @@ def evaluate_text(
         from .lm_eval_model import Phi4LM
     except ModuleNotFoundError as error:
         raise Phi4Error(f'lm-eval-harness needs {error.name}: pip install "mlx_phi4[lm-eval]"') from None
-    if limit is not None and limit < 1:
-        raise Phi4Error(f"limit is {limit}, expected at least 1")
     manager = TaskManager(include_path=include_path)
     if unknown := [task for task in tasks if not manager.match_tasks([task])]:
         raise Phi4Error(f"lm-eval has no task called {', '.join(unknown)}; lm-eval ls tasks lists them")

@@ -5,31 +5,17 @@ tokens, the next step is under way on the device.
 """
 
 import math
-from dataclasses import dataclass, field
 
 import mlx.core as mx
 
 from ..device import exclusive
 from ..errors import Phi4Error
 from ..model import Phi4
-from .choices import Choice, choose, last_tokens
-from .sampling import Sampled
+from .choices import Choice, Flight, last_tokens
 from .scheduler import Part, Scheduler
 from .sequence import Sequence, SequenceToken, damaged
 
 CLEARED = 256  # steps after which freed buffers, of shapes that will not come again, go back to the system
-
-
-@dataclass
-class Flight:
-    """A step that was submitted: its parts, its logits (A, V), what was chosen from them, and what is not a token."""
-
-    parts: list[Part]
-    logits: mx.array | None
-    choices: list[Choice]
-    submitted: bool = False
-    sampled: Sampled | None = None
-    finite: dict[int, mx.array] = field(default_factory=dict)  # by choice, of rows whose prompt ends here
 
 
 class Batch:
@@ -41,10 +27,13 @@ class Batch:
         token_budget: prompt tokens that go into one step beside the decoding rows' own; None is the largest
             ``prefill_step_size`` among the rows that wait.
         media_slices: slices of pictures (a few views) and recordings (40 s) that are encoded in one step, so that
-            decoding rows wait no longer; None is all that wait, which makes the fewest steps.
+            decoding rows wait no longer; None is those of one row, or all of them while no row decodes.
     """
 
     def __init__(self, model: Phi4, token_budget: int | None = None, media_slices: int | None = None):
+        for name, value in (("token_budget", token_budget), ("media_slices", media_slices)):
+            if value is not None and value < 1:
+                raise Phi4Error(f"{name} is {value}, expected at least 1")
         self.model = model
         self.steps = 0  # that were submitted
         self.prompt_tokens = 0  # that went through the decoder
@@ -78,8 +67,12 @@ class Batch:
                 sequence.options.rope,
             ):
                 raise Phi4Error("siblings answer the same row with the same cache options")
+        if siblings and any(each.tokens for each in (sequence, *siblings)):
+            raise Phi4Error("an answer that has begun has no siblings")
         with exclusive():
-            for each in (*siblings, sequence):
+            for each in (sequence, *siblings):
+                each.check(self.model)
+            for each in (sequence, *siblings):
                 each.begin(self.model, prefill=each is sequence)
         sequence.siblings = list(siblings)
         self._scheduler.waiting.append(sequence)
@@ -92,11 +85,13 @@ class Batch:
         sequence.finish_reason = sequence.finish_reason or "cancelled"
         with exclusive():
             sequence.leave()
+        self._rest()
 
     def preempt(self, sequence: Sequence) -> None:
         """Take a row out and let its memory go. Admitted again later it is computed again: its answer is the same."""
         self._scheduler.drop(sequence)
         sequence.put_off()
+        self._rest()
 
     def close(self) -> None:
         """End all rows and take no more."""
@@ -117,27 +112,34 @@ class Batch:
         except BaseException:
             for sequence in self.sequences:
                 sequence.state, sequence.siblings = None, []
+                sequence.finish_reason = sequence.finish_reason or "cancelled"
             self.close()
             raise
+
+    def _rest(self) -> None:
+        """With nobody left, the step on its way is of no use, and holds keys and values of rows that are gone."""
+        if not self._scheduler.decoding and not self._scheduler.waiting:
+            self._flight = None
 
     def _step(self) -> list[SequenceToken]:
         flight = self._flight or self._forward()
         if flight is not None and not flight.submitted:
-            self._choose(flight)
+            flight.choose()
         self._flight = None
         if flight is not None and not any(sequence.draft for sequence in self._scheduler.decoding):
             self._flight = self._forward()
         following = self._flight
         constrained = following is not None and any(c.sequence.constraint for c in following.choices)
         if following is not None and not constrained:
-            self._choose(following)
+            following.choose()
         tokens, self._failed = self._failed, []
         if flight is not None:
             tokens += self._collect(flight)
         if constrained:
-            self._choose(following)
+            following.choose()
         if self.steps % CLEARED == 0:
             mx.clear_cache()
+        self._rest()
         return tokens
 
     def _forward(self) -> Flight | None:
@@ -148,8 +150,12 @@ class Batch:
             if part.error is not None:
                 self._fail(part.sequence, part.error)
                 continue
+            try:
+                embedded.append(part.sequence.embed_piece(self.model, part.run.count) if part.prompt else None)
+            except Exception as error:
+                self._fail(part.sequence, error)
+                continue
             parts.append(part)
-            embedded.append(part.sequence.embed_piece(self.model, part.run.count) if part.prompt else None)
         if not parts:
             return None
         self.steps += 1
@@ -171,8 +177,11 @@ class Batch:
 
     def _encode(self) -> None:
         """Some of the work on media, one after another."""
-        left = math.inf if self._media_slices is None else self._media_slices
-        for sequence in list(self._scheduler.waiting):
+        left = self._media_slices or math.inf
+        waiting = [sequence for sequence in self._scheduler.waiting if sequence.unencoded is not None]
+        if self._media_slices is None and self._scheduler.decoding:
+            waiting = waiting[:1]
+        for sequence in waiting:
             try:
                 while left > 0 and sequence.unencoded is not None:
                     sequence.encode_slice(self.model)
@@ -207,32 +216,10 @@ class Batch:
             start = stop
         return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=1)
 
-    def _choose(self, flight: Flight) -> None:
-        """Submit the choice of tokens, and have the device begin."""
-        flight.submitted = True
-        choices = flight.choices = [choice for choice in flight.choices if choice.wanted]
-        if choices:
-            flight.sampled = choose(choices, flight.logits)
-            for index, choice in enumerate(choices):
-                choice.sequence.pending = flight.sampled.tokens, index
-                if choice.number == 0:
-                    flight.finite[index] = mx.isfinite(flight.logits[choice.logits]).all()
-        prompts = [part.sequence.state.arrays() for part in flight.parts if part.prompt and part.sequence.state]
-        chosen = flight.sampled.arrays() if flight.sampled else []
-        mx.async_eval(chosen, list(flight.finite.values()), prompts)
-
     def _collect(self, flight: Flight) -> list[SequenceToken]:
         """Read a step's tokens from the device."""
-        for part in flight.parts:
-            sequence = part.sequence
-            if part.prompt and sequence.state is not None:
-                if not part.run.asked:
-                    mx.eval(sequence.state.arrays())  # no more than two pieces at a time
-                if sequence.options.progress is not None and not sequence.tokens:
-                    sequence.options.progress(part.done - sequence.reused, len(sequence.row.ids) - sequence.reused)
-        if flight.sampled is None:
-            return []
-        found, values = [], flight.sampled.tokens.tolist()
+        values = [] if flight.sampled is None else flight.sampled.tokens.tolist()
+        found = [token for part in flight.parts if part.prompt for token in self._taken_in(part, bool(values))]
         by_row: dict[Sequence, list[int]] = {}
         for index, choice in enumerate(flight.choices):
             if choice.wanted:
@@ -240,6 +227,22 @@ class Batch:
         for sequence, indices in by_row.items():
             found += self._read(sequence, indices, values, flight)
         return found
+
+    def _taken_in(self, part: Part, read: bool) -> list[SequenceToken]:
+        """A piece of a prompt is in: wait for it where no token was read, lest pieces pile up, and tell who asked."""
+        sequence = part.sequence
+        if sequence.state is None:
+            return []
+        if not read:
+            mx.eval(sequence.state.arrays())
+        if sequence.options.progress is None or sequence.tokens:
+            return []
+        try:
+            sequence.options.progress(part.done - sequence.reused, len(sequence.row.ids) - sequence.reused)
+        except Exception as error:  # the row's own
+            self._scheduler.drop(sequence)
+            return [sequence.fail(error)]
+        return []
 
     def _read(self, sequence: Sequence, indices: list[int], values: list[int], flight: Flight) -> list[SequenceToken]:
         """A row's tokens of a step: of a draft as many as were right, and the one after them."""

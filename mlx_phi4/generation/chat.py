@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..arguments import kinds
+from ..arguments.names import takes
 from ..errors import Phi4Error, PromptError
-from ..files import write_whole
+from ..files import expanded, write_whole
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..inputs.processor import Processor
@@ -25,6 +27,7 @@ class Chat:
     its attachments stay for another try.
     """
 
+    @takes(model=kinds.model, processor=kinds.processor, system=kinds.text | None)
     def __init__(self, model: "Phi4", processor: "Processor", *, system: str | None = None, **options):
         """``options`` are those of ``stream_generate``. Raises Phi4Error if one is out of its range."""
         from .prompt_cache import PromptCache
@@ -43,12 +46,17 @@ class Chat:
         front = [] if self.system is None else [{"role": "system", "content": _literal(self.system)}]
         return front + self.turns
 
+    def __repr__(self):
+        return f"Chat({len(self.turns)} turns, {len(self.attached)} attached, system={kinds.shown(self.system)})"
+
+    @takes(path=kinds.path)
     def attach_image(self, path: str | Path) -> None:
         """Put a picture into the next user turn. Raises Phi4Error if it cannot be used."""
         from ..vision.preprocess import prepare_picture
 
         self._attach("image", path, prepare_picture)
 
+    @takes(path=kinds.path)
     def attach_audio(self, path: str | Path) -> None:
         """Put a recording into the next user turn. Raises Phi4Error if it cannot be used."""
         from ..audio.preprocess import prepare_clip
@@ -57,10 +65,11 @@ class Chat:
 
     def _attach(self, kind: str, path: str | Path, prepare) -> None:
         self.processor.config.check_multimodal()
-        path = Path(path).expanduser()
+        path = expanded(path)
         # prepared once, for every turn to come: the file may change or go while the conversation lasts
         self.attached.append({"type": kind, kind: prepare(path), "path": str(path.resolve())})
 
+    @takes(text=kinds.text)
     def send(self, text: str) -> Iterator[str]:
         """Ask, and yield the answer in pieces (some are empty), one for each token.
 
@@ -80,11 +89,12 @@ class Chat:
             self.model, self.processor, [*self.messages, asked], prompt_cache=self.cache, **self.options
         )
         try:
-            for self.last in responses:
-                answer += self.last.text
-                yield self.last.text
-        except GeneratorExit:
-            responses.close()
+            try:
+                for self.last in responses:
+                    answer += self.last.text
+                    yield self.last.text
+            except GeneratorExit:
+                responses.close()
         except Phi4Error:
             raise  # refused before anything was computed
         except BaseException:
@@ -94,20 +104,30 @@ class Chat:
         self.turns += [asked, {"role": "assistant", "content": _literal(answer)}]
         self.attached = []
 
+    def undo(self) -> dict:
+        """Take back the last turn, question and answer, and return the question. Raises Phi4Error if there is none."""
+        if not self.turns:
+            raise Phi4Error("there is no turn to take back")
+        asked, _ = self.turns[-2:]
+        self.turns = self.turns[:-2]  # the cache stays: the next turn reuses it as far as it begins alike
+        return asked
+
     def clear(self) -> None:
         """Forget history and attachments; the system message stays."""
         self.turns, self.attached, self.last = [], [], None
         self.cache.clear()
 
+    @takes(path=kinds.path)
     def save(self, path: str | Path) -> Path:
         """Write the conversation as a JSON list of messages, media as paths. Raises Phi4Error."""
-        path = Path(path).expanduser()
+        path = expanded(path)
         text = json.dumps([_saved(message) for message in self.messages], ensure_ascii=False, indent=1)
         try:
             with write_whole(path) as partial:
                 partial.write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise Phi4Error(f"{path}: cannot be written: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
+            reason = getattr(error, "strerror", None) or error
+            raise Phi4Error(f"{path}: cannot be written: {reason}") from None
         return path
 
 
@@ -116,7 +136,7 @@ def _check(processor: "Processor", options: dict) -> None:
     from .options import make_options
     from .text import AnswerText
 
-    chosen = make_options(options)
+    chosen = make_options(options, also=("system",))
     AnswerText(processor.tokenizer, chosen.stop)
     decoder = processor.config.decoder
     chosen.kv.check(decoder.head_dim)

@@ -1,10 +1,11 @@
-"""The tokens that a step is to choose, and choosing them on the device."""
+"""A step on its way, the tokens that it is to choose, and choosing them on the device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 import numpy as np
 
+from ..errors import Phi4Error
 from .sampling import Sampled, top_logprobs
 from .scheduler import Part
 from .sequence import Sequence
@@ -28,7 +29,33 @@ class Choice:
         return self.sequence.finish_reason is None and self.sequence.state is self._state
 
 
-def choose(choices: list[Choice], logits: mx.array) -> Sampled:
+@dataclass
+class Flight:
+    """A step that was submitted: its parts, its logits (A, V), what was chosen from them, and what is not a token."""
+
+    parts: list[Part]
+    logits: mx.array | None
+    choices: list[Choice]
+    submitted: bool = False
+    sampled: Sampled | None = None
+    finite: dict[int, mx.array] = field(default_factory=dict)  # by choice, of rows whose prompt ends here
+
+    def choose(self) -> None:
+        """Submit the choice of tokens, and have the device begin."""
+        self.submitted = True
+        choices = self.choices = [choice for choice in self.choices if choice.wanted]
+        if choices:
+            self.sampled = _chosen(choices, self.logits)
+            for index, choice in enumerate(choices):
+                choice.sequence.pending = self.sampled.tokens, index
+                if choice.number == 0:
+                    self.finite[index] = mx.isfinite(self.logits[choice.logits]).all()
+        prompts = [part.sequence.state.arrays() for part in self.parts if part.prompt and part.sequence.state]
+        chosen = self.sampled.arrays() if self.sampled else []
+        mx.async_eval(chosen, list(self.finite.values()), prompts)
+
+
+def _chosen(choices: list[Choice], logits: mx.array) -> Sampled:
     """Choose from logits (A, V), a row's own way; rows that take the likeliest token choose together."""
     errors: dict[int, Exception] = {}
     if all(choice.sequence.options.plain and choice.sequence.constraint is None for choice in choices):
@@ -58,7 +85,14 @@ def choose(choices: list[Choice], logits: mx.array) -> Sampled:
 def _token(choice: Choice, logits: mx.array) -> mx.array:
     constraint = choice.sequence.constraint
     allowed = None if constraint is None else constraint.allowed()
-    return choice.sequence.sampler(logits, choice.number, None if allowed is None else mx.array(np.asarray(allowed)))
+    if allowed is not None:
+        allowed = np.asarray(allowed, bool)
+        if allowed.shape != logits.shape[1:] or not allowed.any():
+            raise Phi4Error(
+                f"a constraint allows {allowed.sum()} tokens, shape {allowed.shape}; one at least is needed"
+            )
+        allowed = mx.array(allowed)
+    return choice.sequence.sampler(logits, choice.number, allowed)
 
 
 def last_tokens(parts: list[Part]) -> mx.array:

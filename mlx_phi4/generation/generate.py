@@ -1,9 +1,10 @@
 """Generation for people: text as it comes, whole answers, batches, and prompts computed ahead."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from ..errors import Phi4Error, PromptError
-from ..inputs.processor import Processor, Request
+from ..arguments import kinds
+from ..arguments.names import takes
+from ..inputs.processor import Processor, Request, as_requests
 from ..model import Phi4
 from .batch import Batch
 from .options import answer_number, make_options, takes_options
@@ -11,7 +12,17 @@ from .prompt_cache import PromptCache
 from .responses import Answer, GenerationResponse, response_of
 from .sequence import Sequence
 
+_asked = takes(
+    model=kinds.model,
+    processor=kinds.processor,
+    prompt=kinds.prompt,
+    system=kinds.text | None,
+    raw=kinds.flag,
+    adapter=kinds.text | None,
+)  # what all that take one request are asked with
 
+
+@_asked
 @takes_options
 def generate(
     model: Phi4,
@@ -31,6 +42,7 @@ def generate(
     return "".join(response.text for response in stream)
 
 
+@_asked
 @takes_options
 def stream_generate(
     model: Phi4,
@@ -70,11 +82,12 @@ def stream_generate(
         batch.close()
 
 
+@takes(model=kinds.model, processor=kinds.processor, n=kinds.integer(1))
 @takes_options
 def batch_generate(
     model: Phi4,
     processor: Processor,
-    requests: list[Request],
+    requests: Iterable[Request | str],
     *,
     n: int = 1,
     **options,
@@ -85,6 +98,7 @@ def batch_generate(
     medium cannot be encoded) is its response's ``error``.
 
     Args:
+        requests: a list, or anything else that gives them one by one; a string is a request of that prompt.
         n: answers to each request, with one prefill; with a ``seed`` answer i of a request has seed + i.
         options: as in ``stream_generate``; a request's own ``options`` go before these. A prompt cache serves all rows
             and then keeps the first.
@@ -95,20 +109,22 @@ def batch_generate(
     Raises:
         Phi4Error: a bad request, before anything is computed.
     """
-    if n < 1:
-        raise Phi4Error(f"n is {n}, expected at least 1")
+    requests = as_requests(requests)
     chosen = [make_options(options, request.options) for request in requests]
-    if not requests:
-        raise PromptError("a batch needs at least one request")
     rows = [processor.row(request) for request in requests]
+    caches = [id(own.prompt_cache) for own in chosen]
+    first = [caches.index(cache) == index for index, cache in enumerate(caches)]
     groups = [
-        [Sequence(row, answer_number(own, i), processor.tokenizer, shares_cache=bool(index or i)) for i in range(n)]
+        [
+            Sequence(row, answer_number(own, i), processor.tokenizer, shares_cache=i > 0 or not first[index])
+            for i in range(n)
+        ]
         for index, (row, own) in enumerate(zip(rows, chosen, strict=True))
     ]
     batch = Batch(model)
-    # the first row takes the prompt cache's state away with it, so the others look first
-    for group in [*groups[1:], groups[0]]:
-        batch.admit(*group)
+    # the first user of a prompt cache takes its state away, so the others look first
+    for index in sorted(range(len(groups)), key=first.__getitem__):
+        batch.admit(*groups[index])
     answers = {sequence: Answer() for group in groups for sequence in group}
     found: dict[Sequence, GenerationResponse] = {}
     try:
@@ -122,12 +138,18 @@ def batch_generate(
     return [found[sequence] for group in groups for sequence in group]
 
 
+@_asked
+@takes_options
 def cache_prompt(
     model: Phi4,
     processor: Processor,
     prompt: str | list[dict],
     images: list | None = None,
     audios: list | None = None,
+    *,
+    system: str | None = None,
+    raw: bool = False,
+    adapter: str | None = None,
     **options,
 ) -> PromptCache:
     """The cache of a prompt, to be saved with ``PromptCache.save`` or given to ``stream_generate``.
@@ -137,6 +159,7 @@ def cache_prompt(
     """
     cache = PromptCache()
     options |= {"prompt_cache": cache, "max_tokens": 1}
-    for _ in stream_generate(model, processor, prompt, images, audios, **options):
+    request = {"system": system, "raw": raw, "adapter": adapter}
+    for _ in stream_generate(model, processor, prompt, images, audios, **request, **options):
         pass
     return cache

@@ -6,6 +6,8 @@ from collections import OrderedDict
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..arguments.kinds import integer
+from ..arguments.names import takes
 from ..modalities import Medium, projector_of
 from ..model import Phi4
 
@@ -19,10 +21,14 @@ class MediaCache:
     at a time: another model starts afresh.
     """
 
+    @takes(max_bytes=integer(0))
     def __init__(self, max_bytes: int = DEFAULT_BYTES):
         self.max_bytes = max_bytes
         self._held: OrderedDict[tuple[str, str], mx.array] = OrderedDict()
         self._model = lambda: None
+
+    def __repr__(self):
+        return f"MediaCache({len(self)} media, {self.nbytes / 1e6:.1f} of {self.max_bytes / 1e6:.1f} MB)"
 
     @property
     def nbytes(self) -> int:

@@ -1,18 +1,41 @@
 """All that can be asked of an answer, typed once and passed whole."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from typing import TypeVar
 
+from ..arguments.kinds import Kind, Unfit, choice, function, integer, of_class, settle
+from ..arguments.names import check_names
 from ..decoder.kv_cache import CacheOptions
-from ..errors import Phi4Error
 from .media_cache import MediaCache
 from .prompt_cache import PromptCache
-from .sampling import Sampling
+from .sampling import SAMPLING_KINDS, Sampling
 
 Function = TypeVar("Function", bound=Callable)
+
+
+def _stop(value):
+    """A string, or a list of them, none empty."""
+    stops = (value,) if isinstance(value, str) else () if value is None else value
+    if not isinstance(stops, (list, tuple)) or not all(isinstance(each, str) and each for each in stops):
+        raise Unfit("strings that are not empty")
+    return value
+
+
+ENGINE_KINDS = {
+    "max_tokens": integer(1),
+    "stop": Kind(_stop),
+    "prefill_step_size": integer(1),
+    "rope": choice("auto", "long"),
+    "kv_bits": integer(among=(4, 8)) | None,
+    "kv_group_size": integer(1),
+    "quantized_kv_start": integer(0),
+    "max_kv_size": integer(16) | None,
+    "prompt_cache": of_class("PromptCache", "a PromptCache") | None,
+    "media_cache": of_class("MediaCache", "a MediaCache") | None,
+    "progress": function | None,
+}
 
 
 @dataclass(frozen=True)
@@ -46,13 +69,8 @@ class GenerationOptions(Sampling):
     progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self):
-        super().__post_init__()
-        if self.max_tokens < 1:
-            raise Phi4Error(f"max_tokens is {self.max_tokens}, expected at least 1")
-        if self.prefill_step_size < 1:
-            raise Phi4Error(f"prefill_step_size is {self.prefill_step_size}, expected at least 1")
-        if self.rope not in ("auto", "long"):
-            raise Phi4Error(f"rope is {self.rope!r}, expected auto or long")
+        """Name every value that is not of its kind, all at once. Raises Phi4Error."""
+        settle(self, SAMPLING_KINDS | ENGINE_KINDS)
 
     @property
     def kv(self) -> CacheOptions:
@@ -60,14 +78,13 @@ class GenerationOptions(Sampling):
         return CacheOptions(self.kv_bits, self.kv_group_size, self.quantized_kv_start, self.max_kv_size)
 
 
-def make_options(given: dict, own: dict | None = None) -> GenerationOptions:
-    """Options from keywords; a request's ``own`` go before them. Raises TypeError for an unknown one."""
+def make_options(given: dict, own: dict | None = None, also: Iterable[str] = ()) -> GenerationOptions:
+    """Options from keywords; a request's ``own`` go before them.
+
+    Raises Phi4Error, and TypeError for an unknown one; ``also`` are arguments beside them that may have been meant.
+    """
     named = given | (own or {})
-    names = [each.name for each in fields(GenerationOptions)]
-    for name in named:
-        if name not in names:
-            close = get_close_matches(name, names, n=1)
-            raise TypeError(f"unknown option {name!r}" + (f"; is {close[0]!r} meant?" if close else ""))
+    check_names(named, [each.name for each in fields(GenerationOptions)], also=also)
     return GenerationOptions(**named)
 
 

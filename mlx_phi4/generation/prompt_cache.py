@@ -1,6 +1,8 @@
 """Keys and values of a conversation, reused as far as a new prompt begins alike, in memory or from a file."""
 
 import json
+import weakref
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -8,6 +10,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from ..arguments import kinds
+from ..arguments.names import checked_fields, takes
 from ..decoder.kv_cache import CacheOptions, KVCache, QuantizedKVCache, WindowKVCache
 from ..decoder.state import RowState
 from ..device import cpu_stream, exclusive
@@ -24,6 +28,12 @@ KINDS = {"plain": KVCache, "quantized": QuantizedKVCache, "window": WindowKVCach
 MediaSpan = tuple[int, str, str]  # where a medium starts, its content's digest, its projector
 
 
+@checked_fields(
+    media=kinds.of_class("MediaCache", "a MediaCache"),
+    state=kinds.of_class("RowState", "a RowState") | None,
+    options=kinds.of_class("CacheOptions", "CacheOptions"),
+    source=kinds.path | None,
+)
 @dataclass
 class PromptCache:
     """One sequence's state, and what it was computed from.
@@ -38,6 +48,16 @@ class PromptCache:
     spans: frozenset[MediaSpan] = frozenset()
     options: CacheOptions = field(default_factory=CacheOptions)
     source: Path | None = None  # the file that it was loaded from, until it is used
+    model: Callable[[], Phi4 | None] = field(default=lambda: None, repr=False)  # whose keys and values these are
+
+    def __post_init__(self):
+        span = kinds.of_class("tuple", "a triple (start, digest, projector)")
+        kinds.settle(self, {"tokens": kinds.several(kinds.integer(0)), "spans": kinds.several(span)})
+        self.tokens, self.spans = list(self.tokens), frozenset(self.spans)
+
+    def __repr__(self):
+        adapter = None if self.state is None else self.state.adapter
+        return f"PromptCache({len(self.tokens)} tokens, adapter={adapter!r}, media={self.media})"
 
     def clear(self) -> None:
         """Forget the sequence; embeddings of media stay."""
@@ -52,7 +72,7 @@ class PromptCache:
         # runs of placeholders look alike whatever they stand for
         return min([count, *(start for start, _, _ in self.spans ^ spans_of(row))])
 
-    def take(self, row: Row, long: bool, options: CacheOptions, *, share: bool = False) -> RowState | None:
+    def take(self, model: Phi4, row: Row, long: bool, options: CacheOptions, *, share: bool = False) -> RowState | None:
         """The state cut to what it shares with a row, or None. The caller gives it back with ``put``.
 
         With ``share`` the cache keeps it, too, for other rows. Raises PromptError if it came from a file of another
@@ -60,9 +80,10 @@ class PromptCache:
         """
         if self.source is not None:
             self._check_source(row.adapter, options)
-        count = self.common(row, long) if options == self.options else 0
+        mine = options == self.options and self.model() is model
+        count = self.common(row, long) if mine else 0
         state, spare = self.state, len(self.tokens) - count
-        usable = count and state.trimmable(spare)
+        usable = count and reusable(state, count, spare, options)
         if share:
             state = state.fork() if usable else None
         else:
@@ -72,35 +93,36 @@ class PromptCache:
         state.trim(spare)
         return state
 
-    def put(self, state: RowState, row: Row, generated: list[int], options: CacheOptions) -> None:
+    def put(self, model: Phi4, state: RowState, row: Row, generated: list[int], options: CacheOptions) -> None:
         """Keep a finished sequence: its prompt and the generated tokens that went through the model."""
-        self.state, self.options, self.source = state, options, None
+        self.state, self.options, self.source, self.model = state, options, None, weakref.ref(model)
         self.tokens = [*row.ids, *generated][: state.offset]
         self.spans = frozenset(span for span in spans_of(row) if span[0] < state.offset)
 
+    @takes(path=kinds.path, model=kinds.model)
     def save(self, path: str | Path, model: Phi4) -> None:
         """Write to a safetensors file, beside its place and then renamed. Raises Phi4Error."""
-        if self.state is None:
-            raise Phi4Error("there is nothing in the prompt cache to save")
         path = _checked(path)
         with exclusive():
+            if self.state is None:
+                raise Phi4Error("there is nothing in the prompt cache to save")
             arrays = {
                 f"{layer}.{part}": mx.contiguous(array[:, :, : self.state.offset])
                 for layer, cache in enumerate(self.state.caches)
                 for part, array in enumerate(cache.parts)
             }
             mx.eval(arrays)
-        known = {
-            "format": FILE_FORMAT,
-            "model": fingerprint(model, self.state.adapter),
-            "adapter": self.state.adapter,
-            "long": self.state.long,
-            "kind": next(kind for kind, each in KINDS.items() if type(self.state.caches[0]) is each),
-            "offset": self.state.offset,
-            "tokens": self.tokens,
-            "spans": sorted(self.spans),
-            "options": asdict(self.options),
-        }
+            known = {
+                "format": FILE_FORMAT,
+                "model": fingerprint(model, self.state.adapter),
+                "adapter": self.state.adapter,
+                "long": self.state.long,
+                "kind": next(kind for kind, each in KINDS.items() if type(self.state.caches[0]) is each),
+                "offset": self.state.offset,
+                "tokens": self.tokens,
+                "spans": sorted(self.spans),
+                "options": asdict(self.options),
+            }
         described = json.dumps(known)
         try:
             # an open file: of a full disk MLX says nothing where it is given a name
@@ -110,6 +132,7 @@ class PromptCache:
             raise Phi4Error(f"{path}: the prompt cache cannot be written: {error}") from None
 
     @classmethod
+    @takes(path=kinds.path, model=kinds.model)
     def load(cls, path: str | Path, model: Phi4) -> "PromptCache":
         """Read a file that ``save`` wrote for this very model. Raises Phi4Error."""
         path = _checked(path)
@@ -121,7 +144,7 @@ class PromptCache:
                 mx.eval(arrays)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise Phi4Error(f"{path}: is not a prompt-cache file: {error}") from None
-        if not isinstance(described, dict) or described.keys() < {"state", "checksum"}:
+        if not isinstance(described, dict) or not {"state", "checksum"} <= described.keys():
             raise Phi4Error(f"{path}: is not a prompt cache of this version")
         if described["checksum"] != _checksum(described["state"], arrays):
             raise Phi4Error(f"{path}: is damaged: its checksum does not fit")
@@ -132,7 +155,7 @@ class PromptCache:
             if known["model"] != fingerprint(model, known["adapter"]):
                 raise Phi4Error(f"{path}: was made with another model")
             return _restored(cls, known, arrays, model, path)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
             raise Phi4Error(f"{path}: is not a whole prompt cache: {error}") from None
 
     def _check_source(self, adapter: str | None, options: CacheOptions) -> None:
@@ -143,6 +166,15 @@ class PromptCache:
             )
         if options != self.options:
             raise PromptError(f"{self.source}: was made with other --kv options ({_spelled(self.options)})")
+
+
+def reusable(state: RowState, count: int, spare: int, options: CacheOptions) -> bool:
+    """Whether the first ``count`` tokens of a state are what a row computes alone, and the ``spare`` ones can go.
+
+    Keys that were packed later than ``quantized_start`` are no use to a row that is not that long yet.
+    """
+    packed_early = isinstance(state.caches[0], QuantizedKVCache) and options.boundary(count) is not None
+    return state.trimmable(spare) and not packed_early
 
 
 def _named(adapter: str | None) -> str:
@@ -182,6 +214,11 @@ def _restored(kind: type, known: dict, arrays: dict[str, mx.array], model: Phi4,
         if type(token) is not int or not 0 <= token < decoder.vocab_size:
             raise ValueError(f"token {token!r}")
         tokens.append(token)
+    kind_of = (
+        "window" if options.max_size else "quantized" if options.bits and options.boundary(offset) is None else "plain"
+    )
+    if known["kind"] != kind_of:
+        raise ValueError(f"keys and values of kind {known['kind']!r}")
     if offset != len(tokens) or not 0 < offset <= decoder.max_position_embeddings or type(known["long"]) is not bool:
         raise ValueError(f"{len(tokens)} tokens, offset {offset!r}")
     caches = []
@@ -193,13 +230,16 @@ def _restored(kind: type, known: dict, arrays: dict[str, mx.array], model: Phi4,
         for part, width in zip(cache.parts, widths, strict=True):
             if part.shape != (1, 2 * decoder.num_key_value_heads, held, width):
                 raise ValueError(f"an array of shape {part.shape}")
-        if {part.dtype for part in cache.parts} - {mx.float32, mx.float16, mx.bfloat16, mx.uint32}:
+        floats = cache.parts[1:] if known["kind"] == "quantized" else cache.parts
+        if any(part.dtype not in (mx.float32, mx.float16, mx.bfloat16) for part in floats):
+            raise ValueError(f"an array of dtype {floats[0].dtype}")
+        if floats is not cache.parts and cache.parts[0].dtype != mx.uint32:
             raise ValueError(f"an array of dtype {cache.parts[0].dtype}")
         cache.offset = offset
         caches.append(cache)
     spans = frozenset((int(start), str(key), str(projector)) for start, key, projector in known["spans"])
     state = RowState(known["adapter"], known["long"], caches, offset)
-    return kind(MediaCache(), state, tokens, spans, options, path)
+    return kind(MediaCache(), state, tokens, spans, options, path, weakref.ref(model))
 
 
 def _empty(kind: str, options: CacheOptions) -> KVCache:

@@ -2,14 +2,48 @@
 
 import math
 import secrets
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
 
+from ..arguments.kinds import Kind, Unfit, integer, real, settle
 from ..errors import Phi4Error
 
 PENALTIES = ("repetition", "presence", "frequency")
+
+
+def _biases(value) -> dict[int, float]:
+    """Token ids, also as JSON has them ("42"), to finite numbers or minus infinity (never)."""
+    try:
+        return {_token_id(token): _bias.read(bias) for token, bias in ({} if value is None else value).items()}
+    except (Unfit, AttributeError, ValueError):
+        raise Unfit('a dictionary of token ids and finite numbers, as in {42: -5.0} or {"42": -5.0}') from None
+
+
+def _token_id(token) -> int:
+    return int(token) if isinstance(token, str) and token.isascii() and token.isdigit() else integer(0).read(token)
+
+
+_bias = real(most=sys.float_info.max, infinite=True)
+SAMPLING_KINDS = {
+    "temperature": real(0),
+    "top_p": real(most=1, above=0),
+    "top_k": integer(0, note=" (0: off)"),
+    "min_p": real(0, 1),
+    "min_tokens_to_keep": integer(1),
+    "xtc_probability": real(0, 1),
+    "xtc_threshold": real(0, 0.5),
+    "repetition_penalty": real(above=0) | None,
+    "presence_penalty": real() | None,
+    "frequency_penalty": real() | None,
+    **{f"{name}_context_size": integer(1) for name in PENALTIES},
+    "logit_bias": Kind(_biases),
+    "min_tokens": integer(0),
+    "seed": integer(0) | None,
+    "logprobs": integer(0, 100) | None,
+}
 
 
 @dataclass(frozen=True)
@@ -17,7 +51,8 @@ class Sampling:
     """What a row asks for. Temperature 0 takes the most likely token.
 
     Filters (``top_p``, ``top_k``, ``min_p``, ``xtc_*``) and penalties are mlx-lm's; each penalty looks back
-    ``*_context_size`` tokens, prompt included. ``logit_bias`` maps token ids to what is added to their logits.
+    ``*_context_size`` tokens, prompt included. ``logit_bias`` maps token ids to what is added to their logits; ids may
+    be strings, as in JSON.
     ``min_tokens`` keeps end tokens away until so many tokens are there. With a ``seed`` a row's tokens depend on its
     request and the seed alone, also in a batch. ``logprobs`` asks for the log-probability of each token under the model
     (before penalties and filters) and of that many best alternatives; None for none.
@@ -36,40 +71,14 @@ class Sampling:
     presence_context_size: int = 20
     frequency_penalty: float | None = None
     frequency_context_size: int = 20
-    logit_bias: dict[int, float] = field(default_factory=dict)
+    logit_bias: dict[int | str, float] = field(default_factory=dict)
     min_tokens: int = 0
     seed: int | None = None
     logprobs: int | None = None
 
     def __post_init__(self):
-        """Name every value that is out of its range, all at once. Raises Phi4Error."""
-        ranges = {
-            "temperature": (lambda x: 0 <= x < math.inf, "at least 0"),
-            "top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
-            "top_k": (lambda x: x >= 0, "at least 0 (0: off)"),
-            "min_p": (lambda x: 0 <= x <= 1, "between 0 and 1"),
-            "min_tokens_to_keep": (lambda x: x >= 1, "at least 1"),
-            "xtc_probability": (lambda x: 0 <= x <= 1, "between 0 and 1"),
-            "xtc_threshold": (lambda x: 0 <= x <= 0.5, "between 0 and 0.5"),
-            "repetition_penalty": (lambda x: x is None or 0 < x < math.inf, "above 0"),
-            "presence_penalty": (lambda x: x is None or math.isfinite(x), "a finite number"),
-            "frequency_penalty": (lambda x: x is None or math.isfinite(x), "a finite number"),
-            **{f"{name}_context_size": (lambda x: x >= 1, "at least 1") for name in PENALTIES},
-            "min_tokens": (lambda x: x >= 0, "at least 0"),
-            "seed": (lambda x: x is None or x >= 0, "at least 0"),
-            "logprobs": (lambda x: x is None or 0 <= x <= 100, "between 0 and 100"),
-        }
-        wrong = []
-        for name, (valid, expected) in ranges.items():
-            value = getattr(self, name)
-            try:
-                good = valid(value)
-            except TypeError:
-                good = False
-            if not good:
-                wrong.append(f"{name} is {value}, expected {expected}")
-        if wrong:
-            raise Phi4Error("; ".join(wrong))
+        """Name every value that is not of its kind, all at once. Raises Phi4Error."""
+        settle(self, SAMPLING_KINDS)
 
     @property
     def plain(self) -> bool:
@@ -150,7 +159,8 @@ class Sampler:
         if 0 < sampling.top_k < self._vocabulary:
             spare = mx.argpartition(-logprobs, kth=sampling.top_k - 1, axis=-1)[..., sampling.top_k :]
             logprobs = mx.put_along_axis(logprobs, spare, mx.array(-math.inf), axis=-1)
-        return mx.random.categorical(logprobs * (1 / sampling.temperature), key=key)
+        # the least temperatures are as good as 0; dividing by them would leave the range of float32
+        return mx.random.categorical(logprobs * (1 / max(sampling.temperature, 1e-30)), key=key)
 
 
 def _processors(sampling: Sampling) -> list:

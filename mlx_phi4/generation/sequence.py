@@ -113,22 +113,25 @@ class Sequence:
             raise Phi4Error("this sequence was admitted before")
         self.check(model)
         options, decoder = self.options, model.config.decoder
+        if options.kv.bits:
+            import mlx_lm.models.base  # noqa: F401  for decoder._attend_packed: seconds that are not the prompt's
         self._original = decoder.rope.original_max_position_embeddings
         if self._put_off:
             self.sampler.rewind(self.known)
         else:
             self.sampler = Sampler(options, self.row.ids, self.stop_ids, decoder.vocab_size)
-            self.admitted_at = time.perf_counter()
+        self._model = model
         if not prefill:
+            self.admitted_at = time.perf_counter()
             return
         state = model.new_state(self.row, long=options.rope == "long" or len(self.known) > self._original)
         cache, kv = options.prompt_cache, options.kv
-        found = cache.take(self.row, state.long, kv, share=self.shares_cache) if cache is not None else None
+        found = cache.take(model, self.row, state.long, kv, share=self.shares_cache) if cache is not None else None
         if found is None:
             state.caches = kv.make(len(model.model.layers))
         self.state = found or state
         if not self._put_off:
-            self.reused = self.state.offset
+            self.reused, self.admitted_at = self.state.offset, time.perf_counter()
         self._put_off = False
 
     @property
@@ -157,7 +160,8 @@ class Sequence:
         if self.options.max_kv_size is not None:
             borders = [self.options.max_kv_size]
         else:
-            borders = [self.options.kv.boundary(self.state.offset) or math.inf]
+            # one short of it: a wrong token must not be among those that are packed
+            borders = [(self.options.kv.boundary(self.state.offset) or math.inf) - 1]
         if not self.state.long:
             borders.append(self._original)
         return max(min(*borders, self.length + self.options.max_tokens) - self.length, 0)
@@ -205,6 +209,8 @@ class Sequence:
             next(slices)
         except StopIteration as end:
             mx.eval(end.value)
+            if len(end.value) != item.tokens:
+                raise Phi4Error(f"a medium of {item.tokens} tokens has {len(end.value)} embeddings") from None
             self._features[first], self._encoding = end.value, None
             if self._media_cache is not None:
                 self._media_cache.put((item.key, projector_of(item, self.row.mode)), end.value)
@@ -263,9 +269,9 @@ class Sequence:
     def leave(self) -> None:
         """Give the state back to the prompt cache and let go of all the rest."""
         cache, state = self.options.prompt_cache, self.state
-        if cache is not None and not self.shares_cache and state is not None and state.offset >= len(self.row.ids):
-            cache.put(state, self.row, self.tokens, self.options.kv)
-        self.state, self.pending, self._features = None, None, {}
+        if cache is not None and not self.shares_cache and state is not None and state.offset:
+            cache.put(self._model, state, self.row, self.tokens, self.options.kv)
+        self.state, self.pending, self._model, self._features = None, None, None, {}
 
 
 def damaged() -> Phi4Error:

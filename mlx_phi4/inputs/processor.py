@@ -1,19 +1,24 @@
 """From requests to rows of ids and media, and to ``Inputs``, a batch of them."""
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
 from functools import cached_property
+from numbers import Real
 
 import mlx.core as mx
 import numpy as np
 
+from ..arguments import kinds
+from ..arguments.names import checked_fields, takes
 from ..config import Config
-from ..errors import PromptError
+from ..errors import MediaError, Phi4Error, PromptError
 from ..modalities import MODALITIES, Medium, adapter_of, chosen_adapter, mode_of
 from .prompt import Slot, build_prompt
 from .tokenizer import Tokenizer
 
 
+@checked_fields(prompt=kinds.prompt, system=kinds.text | None, raw=kinds.flag, adapter=kinds.text | None)
 @dataclass(frozen=True)
 class Request:
     """One prompt with its media, as ``Processor.__call__`` takes them.
@@ -32,6 +37,16 @@ class Request:
     adapter: str | None = None
     media: dict[str, list] = field(default_factory=dict)
 
+    def __post_init__(self):
+        for name, value in (("options", {} if self.options is None else self.options), ("media", self.media)):
+            if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+                raise PromptError(f"{name} is {kinds.shown(value)}, expected a dictionary with strings as keys")
+
+    def __repr__(self):
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        told = (f"{name}={_brief(value)}" for name, value in given.items() if value is not None)
+        return f"Request({', '.join(told)})"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -46,6 +61,9 @@ class Row:
     mode: str = "text"
     adapter: str | None = None
 
+    def __repr__(self):
+        return f"Row({len(self.ids)} tokens, media={self.media}, mode={self.mode!r}, adapter={self.adapter!r})"
+
 
 @dataclass(frozen=True)
 class Media:
@@ -56,6 +74,13 @@ class Media:
     start: int
 
 
+@checked_fields(
+    input_ids=kinds.of_class("array", "an MLX array (B, L) of token ids"),
+    padding=kinds.several(kinds.integer(0)),
+    modes=kinds.several(kinds.text),
+    media=kinds.several(kinds.of_class("Media", "a Media")),
+    adapters=kinds.several(kinds.text | None) | None,
+)
 @dataclass(frozen=True)
 class Inputs:
     """A batch as a rectangle, for looking at and for ``Phi4.__call__``.
@@ -69,6 +94,18 @@ class Inputs:
     modes: tuple[str, ...]
     media: tuple[Media, ...] = ()
     adapters: tuple[str | None, ...] | None = None
+
+    def __post_init__(self):
+        rows, columns = self.input_ids.shape if self.input_ids.ndim == 2 else (0, 0)
+        if not rows or max(self.padding, default=0) > columns or {len(self.padding), len(self.modes)} != {rows}:
+            raise PromptError(
+                f"input_ids is {kinds.shown(self.input_ids)} for {len(self.padding)} paddings and {len(self.modes)} "
+                "modes, expected (B, L) with one of each for every row"
+            )
+
+    def __repr__(self):
+        rows, columns = self.input_ids.shape
+        return f"Inputs({rows} x {columns} tokens, padding={self.padding}, modes={self.modes}, {len(self.media)} media)"
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -95,10 +132,19 @@ class Inputs:
 class Processor:
     """Builds prompts and prepares media for one checkpoint."""
 
+    @takes(
+        config=kinds.of_class("Config", "a Config, which load reads"),
+        tokenizer=kinds.of_class("Tokenizer", "a Tokenizer, which load reads"),
+    )
     def __init__(self, config: Config, tokenizer: Tokenizer):
         self.config = config
         self.tokenizer = tokenizer
 
+    def __repr__(self):
+        kinds_held = [kind for kind, each in MODALITIES.items() if each.held(self.config)]
+        return f"Processor({', '.join(['text', *kinds_held])}; {self.config.decoder.vocab_size} token ids)"
+
+    @takes()
     def __call__(
         self,
         prompt: str | list[dict],
@@ -113,8 +159,9 @@ class Processor:
 
         Args:
             prompt: one user turn, or chat messages (content parts in OpenAI's form, too).
-            images: paths, bytes, PIL images or arrays; see ``vision.preprocess``.
-            audios: paths, bytes or (array, rate); see ``audio.preprocess``.
+            images: paths, bytes, open files, PIL images or arrays, see ``vision.reader.read_picture``; one alone may
+                stand without its list.
+            audios: paths, bytes, open files or (array, rate), see ``audio.reader.open_recording``; likewise.
             system: a system message in front.
             raw: take the string as it stands, special tokens included.
             adapter: instead of the mode's own; "base" is none.
@@ -124,11 +171,9 @@ class Processor:
         """
         return self.batch([Request(prompt, images, audios, system, raw, adapter=adapter)])
 
-    def batch(self, requests: list[Request]) -> Inputs:
-        """Several requests, of any modes and lengths, padded on the left."""
-        if not requests:
-            raise PromptError("a batch needs at least one request")
-        rows = [self.row(request) for request in requests]
+    def batch(self, requests: Iterable[Request | str]) -> Inputs:
+        """Several requests, of any modes and lengths, padded on the left; a string is a request of that prompt."""
+        rows = [self.row(request) for request in as_requests(requests)]
         longest = max(len(row.ids) for row in rows)
         padding = tuple(longest - len(row.ids) for row in rows)
         table = np.full((len(rows), longest), self.tokenizer.pad_id, np.int32)
@@ -163,7 +208,8 @@ class Processor:
         mode = mode_of(held)
         adapter = chosen_adapter(request.adapter, mode, self.config.adapters)
         prepared = {
-            kind: iter([MODALITIES[kind].prepare(source) for source in media]) for kind, media in prompt.media.items()
+            kind: iter([_prepared(kind, index, source) for index, source in enumerate(media)])
+            for kind, media in prompt.media.items()
         }
         ids: list[int] = []
         media: list[tuple[int, Medium]] = []
@@ -180,12 +226,61 @@ class Processor:
         return Row(tuple(ids), tuple(media), mode, adapter)
 
 
+def as_requests(requests: Iterable[Request | str]) -> list[Request]:
+    """Requests as a list; one alone may stand without it, and strings and lists of messages for their requests.
+
+    Raises PromptError.
+    """
+    one = isinstance(requests, (str, Request))
+    if not one and (isinstance(requests, (bytes, bytearray, dict)) or not hasattr(requests, "__iter__")):
+        raise PromptError(f"requests is {kinds.shown(requests)}, expected a list of Request or str")
+    found = []
+    for index, each in enumerate([requests] if one else requests):
+        if isinstance(each, (str, list)):
+            try:
+                each = Request(each)
+            except Phi4Error as error:
+                raise PromptError(f"requests[{index}]: {error}") from None
+        if not isinstance(each, Request):
+            raise PromptError(f"requests[{index}] is {kinds.shown(each)}, expected a Request or a str")
+        found.append(each)
+    if not found:
+        raise PromptError("requests is empty, a batch needs at least one request")
+    return found
+
+
 def _listed(media) -> list:
     """A list of media; one alone may stand without its list."""
     if media is None:
         return []
     if isinstance(media, list):
         return media
-    pair = isinstance(media, tuple) and len(media) == 2 and isinstance(media[1], (int, np.integer))
-    one = isinstance(media, (str, bytes, bytearray, os.PathLike, np.ndarray)) or pair
-    return list(media) if isinstance(media, tuple) and not one else [media]
+    if isinstance(media, tuple):
+        pair = len(media) == 2 and isinstance(media[1], Real) and not isinstance(media[0], Real)
+        return [media] if pair else list(media)
+    return list(media) if isinstance(media, Iterator) and not hasattr(media, "read") else [media]
+
+
+def _prepared(kind: str, index: int, source) -> Medium:
+    """A prepared medium. What is wrong with one that is no path is told with its place."""
+    modality = MODALITIES[kind]
+    try:
+        return modality.prepare(source)
+    except MediaError as error:
+        if isinstance(source, (str, os.PathLike)) and os.fspath(source):
+            raise
+        place = f"{modality.argument}[{index}]" if modality.argument else f"{kind} {index}"
+        raise type(error)(f"{place}: {error}") from None
+
+
+def _brief(value) -> str:
+    """A value for a repr: what is long is told by its type and size."""
+    if isinstance(value, (bytes, bytearray)):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, list) and len(value) <= 8:
+        return f"[{', '.join(map(_brief, value))}]"
+    if isinstance(value, tuple) and len(value) <= 8:
+        return f"({', '.join(map(_brief, value))})"
+    if hasattr(value, "shape"):
+        return f"<{kinds.shown(value).removeprefix('an ')}>"
+    return repr(value) if any(isinstance(value, each.item) for each in MODALITIES.values()) else kinds.shown(value)

@@ -5,16 +5,16 @@ system message with tools puts ``<|tool|>JSON<|/tool|>`` before its ``<|end|>``.
 a system text gets that, too (``chat_template.py``).
 """
 
-import base64
-import binascii
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from ..errors import MediaError, PromptError
+from ..arguments.kinds import shown
+from ..errors import PromptError
 from ..modalities import MODALITIES
+from ..sources import from_address, from_base64
 from .chat_template import DefaultSystemText
 from .tokenizer import END, WHITE_SPACE, SpecialToken, Tokenizer
 
@@ -89,7 +89,7 @@ def _matched(kind: str, slots: list[Slot], given: list) -> list:
 def _raw_parts(tokenizer: Tokenizer, prompt, system) -> list[int | Slot]:
     """A string as it stands: encoded whole, as the published processor does."""
     if not isinstance(prompt, str) or system is not None:
-        raise PromptError("raw takes one string, without messages or a system prompt")
+        raise PromptError("raw takes one string as the prompt, without messages or a system prompt")
     tokens = tokenizer.placeholders
     joined = placeholder().sub(lambda m: tokens[m[1]].content if m[1] in tokens else m[0], prompt)
     slots = {token.id: Slot(kind) for kind, token in tokens.items()}
@@ -105,7 +105,7 @@ def _messages(prompt, system: str | None) -> list[dict]:
     elif isinstance(prompt, list) and prompt and all(isinstance(m, dict) for m in prompt):
         messages = prompt
     else:
-        raise PromptError("the prompt must be a string or a list of messages (dictionaries)")
+        raise PromptError(f"the prompt is {shown(prompt)}, it must be a string or a list of messages (dictionaries)")
     if system is not None:
         if any(m.get("role") == "system" for m in messages):
             raise PromptError("the messages hold a system message already; leave out system=")
@@ -224,27 +224,10 @@ def _source(part: dict, *keys: str):
     value = next((part[key] for key in (*keys, "path", "url") if part.get(key) is not None), None)
     if isinstance(value, dict):
         if "data" in value:
-            return _from_base64(value["data"])
-        value = value.get("url") or value.get("path")
-    return _from_url(value) if isinstance(value, str) else value
-
-
-def _from_url(url: str):
-    parts = urlsplit(url)
-    if parts.scheme == "data":
-        return _from_base64(url.partition(",")[2])
-    if parts.scheme == "file":
-        return unquote(parts.path)
-    if parts.scheme in ("http", "https"):
-        raise MediaError(f"{url[:80]}: download it first; addresses are never fetched")
-    return url
-
-
-def _from_base64(data: str) -> bytes:
-    try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, TypeError, ValueError) as error:
-        raise MediaError(f"a content part's data is not base64: {error}") from None
+            return from_base64(value["data"])
+        value = value.get("url") or value.get("path") or value
+    found = from_address(value) if isinstance(value, str) else value
+    return str(found) if isinstance(found, Path) else found
 
 
 def render_messages(tokenizer: Tokenizer, messages: list[dict], *, answer: bool = True) -> str:

@@ -20,7 +20,7 @@ from ..vision.preprocess import Picture, prepare_picture
 from . import fields
 from .errors import RequestError, located
 
-PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # what a photo has; Pillow knows stranger ones
+PHOTO_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # what a photo has; Pillow knows stranger ones
 MOST_PIXELS = 64_000_000
 LONGEST_CLIP = 3600  # seconds of a recording inside a message; files of any length go to transcriptions
 SOUND_FORMATS = ("wav", "mp3", "flac", "ogg", "opus", "aiff", "m4a", "aac", "mp4", "webm")
@@ -112,9 +112,9 @@ def _picture(data: bytes, where: str) -> Picture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=PICTURE_FORMATS)
+            image = Image.open(io.BytesIO(data), formats=PHOTO_FORMATS)
     except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError):
-        expected = ", ".join(PICTURE_FORMATS)
+        expected = ", ".join(PHOTO_FORMATS)
         raise RequestError(f"{where} is not a picture in {expected}", param=where, code="invalid_media") from None
     width, height = image.size
     if width * height > MOST_PIXELS:

@@ -7,8 +7,9 @@ import numpy as np
 
 from ..decoder.kv_cache import CacheOptions
 from ..decoder.state import RowState
-from ..generation.prompt_cache import MediaSpan, PromptCache, spans_of
+from ..generation.prompt_cache import MediaSpan, PromptCache, reusable, spans_of
 from ..inputs.processor import Row
+from ..model import Phi4
 
 LEAST = 16  # tokens that are worth a look
 
@@ -69,7 +70,7 @@ class PrefixStore:
         """A state of its own that begins as the row does, or None. What is held stays for others."""
         ranked = [(prefix.common(row, long, options, salt), prefix) for prefix in self._held]
         shared, prefix = max(ranked, key=lambda each: each[0], default=(0, None))
-        if shared < LEAST or not prefix.state.trimmable(len(prefix.ids) - shared):
+        if shared < LEAST or not reusable(prefix.state, shared, len(prefix.ids) - shared, options):
             self.misses += 1
             return None
         self.hits += 1
@@ -108,8 +109,8 @@ class SharedPrefixes(PromptCache):
         super().__init__()
         self._store, self._salt = store, salt
 
-    def take(self, row: Row, long: bool, options: CacheOptions, *, share: bool = False) -> RowState | None:
+    def take(self, model: Phi4, row: Row, long: bool, options: CacheOptions, *, share: bool = False) -> RowState | None:
         return self._store.take(row, long, options, self._salt)
 
-    def put(self, state: RowState, row: Row, generated: list[int], options: CacheOptions) -> None:
+    def put(self, model: Phi4, state: RowState, row: Row, generated: list[int], options: CacheOptions) -> None:
         self._store.put(state, row, generated, options, self._salt)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ..arguments.kinds import flag, real, settle
 from ..config import WINDOW_SECONDS
 from ..errors import Phi4Error
 from .decoding import AudioChunk
@@ -29,15 +30,18 @@ class ChunkingOptions:
     """How a recording is cut.
 
     ``segment_seconds`` is the longest piece, ``pause`` the least silence in seconds that is left out, ``clips`` the
-    parts to read as pairs of seconds (None: all), ``whole`` takes everything as one piece, up to 30 minutes.
+    parts to read as pairs of seconds (None: all), ``whole`` takes everything as one piece, up to 30 minutes,
+    ``partial`` takes what a truncated recording still holds, with a warning.
     """
 
     segment_seconds: float | None = None
     pause: float | None = None
     clips: list[tuple[float, float]] | None = None
     whole: bool = False
+    partial: bool = False
 
     def __post_init__(self):
+        settle(self, {"segment_seconds": real() | None, "pause": real() | None, "partial": flag})
         from ..audio.segmentation import check_limits
 
         check_limits(
@@ -88,8 +92,13 @@ def read_chunks(source: Any, options: ChunkingOptions) -> Iterator[AudioChunk | 
     """
     from ..audio.reader import open_recording
 
-    with open_recording(source) as recording:
-        yield from _read_whole(recording, options) if options.whole else _read_segments(recording, options)
+    with open_recording(source, partial=options.partial) as recording:
+        for item in _read_whole(recording, options) if options.whole else _read_segments(recording, options):
+            if isinstance(item, RecordingEnd) and recording.lost:
+                # without the recording's name, which the warning is shown with
+                lost = recording.lost.removeprefix(f"{recording.name}: ")
+                item = replace(item, warnings=(*item.warnings, f"{lost}; what it still holds was heard"))
+            yield item
 
 
 def _read_segments(recording: "Recording", options: ChunkingOptions) -> Iterator[AudioChunk | RecordingEnd]:

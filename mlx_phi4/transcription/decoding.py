@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..arguments.kinds import integer, one_or_several, real, settle
 from ..config import WINDOW_SECONDS
-from ..errors import Phi4Error
 from .tasks import Question, split_answer
 from .transcript import Segment
 
@@ -28,14 +28,24 @@ SPARE_TOKENS = 32
 ANSWER_TOKENS = 1024  # of an answer to a whole recording
 
 
+DECODING_KINDS = {
+    "batch_size": integer(1),
+    "max_tokens": integer(1) | None,
+    "temperatures": one_or_several(real(0, 10), least=1),
+    "compression_ratio_threshold": real(infinite=True) | None,
+    "logprob_threshold": real(infinite=True) | None,
+    "seed": integer(0),
+}
+
+
 @dataclass(frozen=True)
 class DecodingOptions:
     """How pieces are decoded and when an answer is tried again.
 
     ``batch_size`` pieces at once; ``max_tokens`` of an answer, None for a number that grows with the piece;
-    ``temperatures`` one attempt each, until an answer passes; ``compression_ratio_threshold`` and
-    ``logprob_threshold`` that an answer must keep to, None for no such guard; ``seed`` of the attempts above
-    temperature 0.
+    ``temperatures`` one attempt each, until an answer passes (one number for a single attempt);
+    ``compression_ratio_threshold`` and ``logprob_threshold`` that an answer must keep to, None for no such guard;
+    ``seed`` of the attempts above temperature 0.
     """
 
     batch_size: int = 8
@@ -46,14 +56,7 @@ class DecodingOptions:
     seed: int = 0
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise Phi4Error(f"batch_size is {self.batch_size}, expected at least 1")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise Phi4Error(f"max_tokens is {self.max_tokens}, expected at least 1")
-        if self.seed < 0:
-            raise Phi4Error(f"seed is {self.seed}, expected at least 0")
-        if not self.temperatures or not all(0 <= temperature <= 10 for temperature in self.temperatures):
-            raise Phi4Error(f"temperatures are {self.temperatures}, expected one or more, each from 0 to 10")
+        settle(self, DECODING_KINDS)
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,9 @@ class SegmentDecoder:
     def __call__(self, items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
         """Pairs (key, AudioChunk) -> (key, Segment), in the same order; what is not ``AudioChunk`` passes in its place.
 
-        A piece is pulled and begun as soon as a row is free, and so is the next attempt at a doubtful one: a piece that
-        goes on and on holds nobody up. Rows hold no more sound together than ``batch_size`` windows of the encoder.
+        A piece that cannot be computed gives its error. One is pulled and begun as soon as a row is free, and so is the
+        next attempt at a doubtful one: a piece that goes on and on holds nobody up. Rows hold no more sound together
+        than ``batch_size`` windows of the encoder.
         """
         from ..generation.pool import AnswerPool
 
@@ -141,13 +145,14 @@ class SegmentDecoder:
     def _judge(self, pool: "AnswerPool", slot: "_Slot", answer: "GenerationResponse") -> None:
         """Keep an attempt, and try again where it fails a guard."""
         if answer.error is not None:
-            raise answer.error
+            slot.finish(answer.error)
+            return
         temperature = self._options.temperatures[len(slot.attempts)]
         slot.attempts.append(self._segment(slot.item, answer, temperature))
         if self._doubtful(slot.attempts[-1]) and len(slot.attempts) < len(self._options.temperatures):
             self._ask(pool, slot)
             return
-        slot.result, slot.media = self._best(slot.attempts), None
+        slot.finish(self._best(slot.attempts))
 
     def _limit(self, piece: AudioChunk) -> int:
         """Most tokens of an answer."""
@@ -207,6 +212,10 @@ class _Slot:
         self.result = None if isinstance(item, AudioChunk) else item
         self.attempts: list[Segment] = []
         self.media: MediaCache | None = MediaCache()
+
+    def finish(self, result: "Segment | Exception") -> None:
+        """Keep a result until its turn comes, and nothing that led to it."""
+        self.result, self.item, self.media = result, None, None
 
 
 def compression_ratio(text: str) -> float:

@@ -4,12 +4,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..distributed import Ranks, agree, join, share
 from ..errors import Phi4Error
+from ..files import expanded
 from ..loading import model_and_processor
 from .chunking import Failure
 from .outputs import (
@@ -23,12 +24,15 @@ from .outputs import (
     write_outputs,
 )
 from .progress import Progress
+from .records import Standing, job_of, run_of
 from .transcriber import Transcriber
 from .transcript import Transcript
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..inputs.processor import Processor
     from ..model import Phi4
+
+LOST = {Standing.FOREIGN, Standing.EDITED}  # what nobody could make again
 
 
 @dataclass
@@ -61,6 +65,7 @@ def transcribe_files(
     processor: "Processor | None" = None,
     *,
     format: str = "txt",
+    revision: str | None = None,
     output_dir: str | Path | None = None,
     output_template: str = OUTPUT_TEMPLATE,
     stdout: bool = False,
@@ -68,6 +73,7 @@ def transcribe_files(
     overwrite: bool = False,
     recursive: bool = False,
     jobs: int = 2,
+    verbose: bool = False,
     quiet: bool = True,
     **options,
 ) -> Summary:
@@ -79,14 +85,16 @@ def transcribe_files(
     Args:
         sources: a file or folder or several; "-" is standard input.
         model, processor: as in ``transcribe``; loaded only if there is work.
+        revision: branch, tag or commit of a hub id.
         format: txt, srt, vtt, tsv, json or all.
         output_dir: None is the current folder.
         output_template: name of the outputs, with {filename}, {parent}, {date} and {index}.
         stdout: print the texts instead of writing files, as is done for standard input alone.
         max_line_width: characters of a line in srt and vtt.
-        overwrite: do what was done before again.
+        overwrite: do what was done before again, and replace what was not written here.
         recursive: look into the folders of folders; theirs are made in ``output_dir``, too.
         jobs: recordings that are read at once, ahead of the model.
+        verbose: show the texts on standard error, too, as is done on a terminal for a single recording.
         quiet: only failures on standard error.
         options: the keywords of ``Transcriber``.
 
@@ -100,19 +108,22 @@ def transcribe_files(
     formats = check_formats(format, max_line_width)
     found, problems = find_recordings([sources] if isinstance(sources, (str, Path)) else sources, recursive)
     planned = _planned(found, formats, output_dir, output_template, stdout)
+    run = run_of(transcriber, model, revision, max_line_width)
+    planned = [replace(job, made_by=job_of(run, job.found.path)) if job.outputs else job for job in planned]
     ranks = join()
-    mine, before = _shared(planned, overwrite, ranks)
-    show, summary = Progress(quiet), Summary()
+    mine, before, refused = _shared(planned, overwrite, ranks)
+    show, summary = Progress(quiet, verbose), Summary()
 
     def deliver(job: Job, transcript: Transcript) -> None:
         if job.outputs:
-            write_outputs(transcript, job.outputs, max_line_width)
+            write_outputs(transcript, job, max_line_width)
         else:
             show.print(transcript.render(formats[0], max_line_width))
 
     if mine:
-        loaded = model_and_processor(model, processor, quiet=quiet)
+        loaded = model_and_processor(model, processor, revision=revision, quiet=quiet)
     if ranks.rank == 0:
+        problems += [_refusal(job) for job in refused]
         _announce(problems, before, transcriber.question.warnings, show)
     if mine:
         summary = _run(transcriber, loaded, mine, jobs, show, deliver)
@@ -134,7 +145,7 @@ def _planned(
         if len(formats) > 1:
             raise Phi4Error("standard output takes one format, not all")
         return [Job(each, {}) for each in found]
-    folder = Path(output_dir or ".").expanduser()
+    folder = expanded(output_dir or ".")
     jobs = plan_outputs(found, formats, folder, template)
     if jobs:
         prepare_folder(folder)
@@ -146,23 +157,37 @@ def _announce(problems: list[str], before: list[Job], warnings: Sequence[str], s
     for line in problems:
         show.fail(line)
     for job in before:
-        show.note(f"{job.found.name}: done before (--overwrite does it again)")
+        changed = " and changed since" if Standing.EDITED in job.look().values() else ""
+        show.note(f"{job.found.name}: done before{changed} (--overwrite does it again)")
     for warning in warnings:
         show.warn(warning)
 
 
-def _shared(planned: list[Job], overwrite: bool, ranks: Ranks) -> tuple[list[Job], list[Job]]:
-    """This process's jobs, and those that were done before. All processes decide alike."""
-    finished = [job.finished and not overwrite for job in planned]
+def _refusal(job: Job) -> str:
+    """Why a job's outputs are not written."""
+    path = next((path for path, found in job.look().items() if found in LOST), next(iter(job.outputs.values())))
+    return f"{job.found.name}: {path} is there and is not known to be of this program's making; --overwrite replaces it"
+
+
+def _shared(planned: list[Job], overwrite: bool, ranks: Ranks) -> tuple[list[Job], list[Job], list[Job]]:
+    """This process's jobs, those that were done before, and those whose outputs would replace what is not ours.
+
+    All processes decide alike.
+    """
+    looks = [set() if overwrite else set(job.look().values()) for job in planned]
+    finished = [bool(look) and look <= {Standing.SAME, Standing.EDITED} for look in looks]
+    refused = [bool(look & LOST) and not done for look, done in zip(looks, finished, strict=True)]
     if ranks.size > 1:
         if any(job.found.path is None for job in planned):
             raise Phi4Error("standard input cannot be shared out to several processes")
         # the same files may lie under another path on another machine
         names = [f"{job.found.folder / job.found.path.name} {job.found.size}" for job in planned]
-        finished = agree(ranks, names, finished)
-    sizes = [None if done else job.found.size for job, done in zip(planned, finished, strict=True)]
+        finished, refused = agree(ranks, names, finished), agree(ranks, names, refused)
+    left_out = [done or other for done, other in zip(finished, refused, strict=True)]
+    sizes = [None if out else job.found.size for job, out in zip(planned, left_out, strict=True)]
     before = [job for job, done in zip(planned, finished, strict=True) if done]
-    return [planned[index] for index in share(ranks, sizes)], before
+    others = [job for job, done, other in zip(planned, finished, refused, strict=True) if other and not done]
+    return [planned[index] for index in share(ranks, sizes)], before, others
 
 
 def _run(
@@ -176,6 +201,7 @@ def _run(
     """Transcribe this process's files and hand out each one's transcript; count what became of them."""
     sources = [sys.stdin.buffer.read() if job.found.path is None else job.found.path for job in mine]
     summary = Summary()
+    again = {id(job) for job in mine if Standing.OTHER in job.look().values()}
     show.start(mine)
     try:
         with closing(transcriber(*loaded, sources, jobs=jobs, progress=show.advance)) as results:
@@ -195,7 +221,8 @@ def _run(
                 else:
                     summary.done += 1
                     summary.audio += round(1000 * result.duration)
-                    show.report(name, result, result.warnings[len(transcriber.question.warnings) :])
+                    warnings = list(result.warnings[len(transcriber.question.warnings) :])
+                    show.report(job, result, warnings, again=id(job) in again)
     except KeyboardInterrupt:
         show.close()
         show.note(f"stopped: {summary.done} of {len(mine)} files are done, the same command goes on with the rest")

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from ..errors import Phi4Error
-from ..files import write_whole
+from ..errors import MediaError, Phi4Error
+from ..files import expanded, write_whole
+from ..sources import refuse_address
 from .chunking import readable
+from .records import Standing, noted, standing
 from .transcript import FORMATS, Transcript
 
 STANDARD_INPUT = "-"
@@ -53,11 +55,11 @@ class Job:
 
     found: Found
     outputs: dict[str, Path]
+    made_by: dict | None = None  # all that the outputs depend on, see ``records.job_of``
 
-    @property
-    def finished(self) -> bool:
-        """Whether all outputs are there. What came through a pipe before was another recording."""
-        return bool(self.outputs) and self.found.is_file and all(map(Path.is_file, self.outputs.values()))
+    def look(self) -> dict[Path, Standing]:
+        """What there is at the outputs' places now."""
+        return {path: standing(path, self.made_by) for path in self.outputs.values()}
 
 
 def find_recordings(given: Iterable[str | Path], recursive: bool = False) -> tuple[list[Found], list[str]]:
@@ -69,13 +71,16 @@ def find_recordings(given: Iterable[str | Path], recursive: bool = False) -> tup
             found.setdefault(None, Found(None))
             continue
         try:
-            path = Path(argument).expanduser()
+            refuse_address(str(argument))
+            path = expanded(argument)
             if not path.exists():
                 problems.append(f"{readable(argument)}: no such file or folder")
                 continue
             inside = _in_folder(path, recursive, problems) if path.is_dir() else [Found(path)]
             for each in inside:
                 found.setdefault(each.path.resolve(), each)
+        except MediaError as error:
+            problems.append(str(error))
         except (OSError, RuntimeError) as error:
             problems.append(f"{argument}: {getattr(error, 'strerror', None) or error}")
     return list(found.values()), problems
@@ -131,6 +136,8 @@ def plan_outputs(
     taken = {_identity(each.path): each for each in found if each.path is not None}
     for job in jobs:
         for path in job.outputs.values():
+            if path.is_dir():
+                raise Phi4Error(f"{path} is a folder; choose another --output-dir or --output-template")
             other = taken.setdefault(_identity(path), job.found)
             if other.path is not None and _identity(other.path) == _identity(path):
                 raise Phi4Error(f"{path} is a recording and would be overwritten; choose another --output-dir")
@@ -159,7 +166,7 @@ def _outputs(found: Found, formats: tuple[str, ...], output_dir: Path, template:
 
 def _identity(path: Path) -> str:
     """Equal for paths that name the same file; on macOS case does not tell two files apart."""
-    name = str(path.resolve())
+    name = os.path.realpath(path)  # Path.resolve raises for links in a circle
     return name.casefold() if sys.platform == "darwin" else name
 
 
@@ -175,17 +182,19 @@ def prepare_folder(folder: Path) -> None:
         raise Phi4Error(f"{folder}: no permission to write there")
 
 
-def write_outputs(transcript: Transcript, outputs: dict[str, Path], max_line_width: int | None = None) -> None:
-    """Write all formats beside their places, then rename them. Nothing half-written is left.
+def write_outputs(transcript: Transcript, job: Job, max_line_width: int | None = None) -> None:
+    """Write all formats beside their places, then rename them, and note what made them. Nothing half-written is left.
 
     Raises:
         Phi4Error: the system refuses, as on a full disk.
     """
     try:
         with ExitStack() as all_written:
-            for format, path in outputs.items():
+            for format, path in job.outputs.items():
+                text = transcript.render(format, max_line_width)
                 path.parent.mkdir(parents=True, exist_ok=True)
+                all_written.enter_context(noted(path, job.made_by, text))
                 partial = all_written.enter_context(write_whole(path))
-                partial.write_text(transcript.render(format, max_line_width), encoding="utf-8")
+                partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise Phi4Error(f"{error.strerror or error}: {error.filename2 or path}") from None

@@ -5,8 +5,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import click
-
+from ..terminal import say, say_error, shown
 from .outputs import Job
 from .transcript import Transcript
 
@@ -19,8 +18,8 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} s of audio [{elapse
 class Progress:
     """Everything goes to standard error. ``quiet`` leaves failures only."""
 
-    def __init__(self, quiet: bool):
-        self._quiet = quiet
+    def __init__(self, quiet: bool, verbose: bool = False):
+        self._quiet, self._verbose = quiet, verbose
         self._bar: tqdm | None = None
         self._heard: list[float] = []  # seconds of each file
         self._lengths: list[float] | None = None  # seconds of each file, once all are known
@@ -54,19 +53,24 @@ class Progress:
         self._bar.set_description(f"{self._files}/{len(self._heard)} files", refresh=False)
         self._draw()
 
-    def report(self, name: str, transcript: Transcript, warnings: list[str]) -> None:
-        """A finished file's lines."""
+    def report(self, job: Job, transcript: Transcript, warnings: list[str], again: bool = False) -> None:
+        """A finished file's lines; ``again``: its outputs replaced those of another job."""
+        name = job.found.name
         for warning in warnings:
             self.warn(f"{name}: {warning}")
+        alone = self._bar is not None and len(self._heard) == 1
+        if job.outputs and not self._quiet and (alone or self._verbose):
+            self._say(transcript.to_txt().rstrip("\n"))
         count, doubtful = len(transcript.segments), sum(bool(segment.flags) for segment in transcript.segments)
         doubts = f", {doubtful} of them doubtful" if doubtful else ""
         pieces = f"{count} segment{'s' * (count != 1)}"
-        self.note(f"{name}: done, {transcript.duration:.1f} s of audio in {pieces}{doubts}")
+        where = f"; written to {_where(job)}{', which another job had made' if again else ''}" if job.outputs else ""
+        self.note(f"{name}: done, {transcript.duration:.1f} s of audio in {pieces}{doubts}{where}")
 
     def note(self, line: str) -> None:
-        """A file's line, where there is no bar."""
-        if not self._quiet and self._bar is None:
-            click.echo(line, err=True)
+        """A file's line."""
+        if not self._quiet:
+            self._say(line)
 
     def warn(self, line: str) -> None:
         """What a person should know."""
@@ -75,13 +79,16 @@ class Progress:
 
     def fail(self, line: str) -> None:
         """What went wrong with one file, in one line."""
-        self._say(f"error: {' '.join(line.split())}")
+        if self._bar is not None:
+            self._bar.clear()
+        say_error(line)
 
     def print(self, text: str) -> None:
         """A text for standard output."""
         if self._bar is not None:
             self._bar.clear()
-        sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+        text = text if text.endswith("\n") else f"{text}\n"
+        sys.stdout.write(shown(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
 
     def close(self) -> None:
@@ -93,7 +100,7 @@ class Progress:
     def _say(self, line: str) -> None:
         if self._bar is not None:
             self._bar.clear()
-        click.echo(line, err=True)
+        say(line)
 
     def _draw(self) -> None:
         self._bar.total = None if self._lengths is None else round(sum(self._lengths))
@@ -112,3 +119,9 @@ class Progress:
                 with suppress(Exception), open_recording(job.found.path) as recording:
                     lengths[index] = recording.duration or 0.0
         self._lengths = lengths
+
+
+def _where(job: Job) -> str:
+    """The outputs of a recording in a few words: out/talk.txt, .srt."""
+    first, *more = job.outputs.values()
+    return ", ".join([str(first), *(path.suffix for path in more)])

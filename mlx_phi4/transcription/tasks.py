@@ -4,9 +4,11 @@ Source of the prompts: the model card of Phi-4-multimodal-instruct. It has none 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+from ..arguments.kinds import Unfit, choice, real, settled, shown, text
 from ..errors import Phi4Error
 
 PROMPTS = {
@@ -64,8 +66,10 @@ def make_question(
     Raises:
         Phi4Error: an unknown task, or ``to`` with a task that does not translate.
     """
-    if task not in PROMPTS:
-        raise Phi4Error(f"task is {task!r}, expected {', '.join(TASKS)}")
+    settled(
+        {"task": choice(*TASKS), "to": text | None, "prompt": text | None, "context": text | None},
+        {"task": task, "to": to, "prompt": prompt, "context": context},
+    )
     translates = task in TRANSLATIONS
     if to is not None and not translates:
         raise Phi4Error(f"--to goes with {' and '.join(TRANSLATIONS)}, not with task {task}")
@@ -78,10 +82,10 @@ def make_question(
             warnings = (
                 f"{language} is not among the languages of the model's speech: {', '.join(LANGUAGES.values())}",
             )
-    text = PROMPTS[task].format(to=language) if prompt is None else prompt
+    asked = PROMPTS[task].format(to=language) if prompt is None else prompt
     if context is not None and context.strip():
-        text = f"{text} These names and terms may occur: {context.strip().rstrip('.')}.".lstrip()
-    return Question(task, text, language, task in WHOLE, task == "transcribe+translate", warnings)
+        asked = f"{asked} These names and terms may occur: {context.strip().rstrip('.')}.".lstrip()
+    return Question(task, asked, language, task in WHOLE, task == "transcribe+translate", warnings)
 
 
 def language_name(given: str) -> str:
@@ -113,15 +117,14 @@ def parse_clips(given) -> list[tuple[float, float]] | None:
         return None
     if isinstance(given, str):
         given = [part for part in given.split(",") if part.strip()]
-    elif isinstance(given, (int, float)):
+    elif isinstance(given, (bytes, bytearray, Mapping)) or not hasattr(given, "__len__"):
         given = [given]
-    times = [time for item in given for time in (item if isinstance(item, (tuple, list)) else (item,))]
-    times = [_seconds(time) for time in times]
+    times = [_seconds(time) for item in given for time in (item if isinstance(item, (tuple, list)) else (item,))]
     if not times:
         raise Phi4Error("clip_timestamps is empty, expected start,end,...")
     if len(times) % 2:
         times.append(math.inf)
-    if times[0] < 0 or any(a > b for a, b in pairwise(times)):
+    if times[0] < 0 or times[0] == math.inf or any(a > b for a, b in pairwise(times)):
         raise Phi4Error(f"clip_timestamps are {_listed(times)}, expected start,end,... in ascending order")
     clips = list(zip(times[::2], times[1::2], strict=True))
     if any(end - start < SHORTEST_CLIP for start, end in clips):
@@ -132,11 +135,13 @@ def parse_clips(given) -> list[tuple[float, float]] | None:
 def _seconds(given) -> float:
     """A number of seconds, also as mm:ss or hh:mm:ss."""
     try:
-        parts = [float(part) for part in given.split(":")] if isinstance(given, str) else [float(given)]
-    except (TypeError, ValueError):
+        if not isinstance(given, str):
+            return real(infinite=True).read(given)
+        parts = [float(part) for part in given.split(":")]
+    except (Unfit, ValueError):
         parts = []
     if not 1 <= len(parts) <= 3 or math.isnan(sum(parts)) or (len(parts) > 1 and max(parts[1:]) >= 60):
-        raise Phi4Error(f"clip_timestamps hold {given!r}, expected seconds, mm:ss or hh:mm:ss")
+        raise Phi4Error(f"clip_timestamps hold {shown(given)}, expected seconds, mm:ss or hh:mm:ss")
     return sum(part * 60**power for power, part in enumerate(reversed(parts)))
 
 

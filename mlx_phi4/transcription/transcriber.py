@@ -3,9 +3,11 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from functools import partial
+from functools import partial as with_arguments
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import kinds
+from ..arguments.names import takes
 from ..config import WINDOW_SECONDS
 from .chunking import ChunkingOptions, Failure, RecordingEnd, read_ahead, read_chunks, readable
 from .decoding import TEMPERATURES, DecodingOptions, SegmentDecoder
@@ -30,6 +32,7 @@ class Transcriber:
         segment_seconds: longest piece, at most 40; None is the model's own limit, usually 30.
         pause: least silence in seconds that is left out between pieces; None is the model's own, usually 0.5.
         clip_timestamps: parts of the recording, see ``tasks.parse_clips``; None is all.
+        partial: take what a truncated recording still holds, with a warning in the transcript.
         batch_size, max_tokens, temperatures, compression_ratio_threshold, logprob_threshold, seed: see
             ``decoding.DecodingOptions``.
 
@@ -37,6 +40,7 @@ class Transcriber:
         Phi4Error: a bad value.
     """
 
+    @takes()
     def __init__(
         self,
         *,
@@ -49,22 +53,25 @@ class Transcriber:
         clip_timestamps: str | list | None = None,
         batch_size: int = 8,
         max_tokens: int | None = None,
-        temperatures: Sequence[float] = TEMPERATURES,
+        temperatures: float | Sequence[float] = TEMPERATURES,
         compression_ratio_threshold: float | None = 2.4,
         logprob_threshold: float | None = -1.0,
         seed: int = 0,
+        partial: bool = False,
     ):
         self.question = make_question(task, to, prompt, context)
-        self.chunking = ChunkingOptions(segment_seconds, pause, parse_clips(clip_timestamps), self.question.whole)
+        clips = parse_clips(clip_timestamps)
+        self.chunking = ChunkingOptions(segment_seconds, pause, clips, self.question.whole, partial)
         self.decoding = DecodingOptions(
             batch_size=batch_size,
             max_tokens=max_tokens,
-            temperatures=tuple(temperatures),
+            temperatures=temperatures,
             compression_ratio_threshold=compression_ratio_threshold,
             logprob_threshold=logprob_threshold,
             seed=seed,
         )
 
+    @takes(model=kinds.model | None, processor=kinds.processor, jobs=kinds.integer(1), progress=kinds.function)
     def __call__(
         self,
         model: "Phi4 | None",
@@ -89,18 +96,22 @@ class Transcriber:
         """
         decoder = SegmentDecoder(model, processor, self.question, self.decoding, pool)
         chunking = self.chunking.suited_to(processor.config)
-        streams = [partial(read_chunks, source, chunking) for source in sources]
+        streams = [with_arguments(read_chunks, source, chunking) for source in sources]
         segments: dict[int, list[Segment]] = {}
+        failed: set[int] = set()
         with closing(read_ahead(streams, jobs, self.decoding.batch_size * WINDOW_SECONDS)) as chunks:
             for index, item in decoder(chunks):
+                if index in failed:
+                    continue  # the rest of a recording whose failure was told
                 if isinstance(item, Segment):
                     segments.setdefault(index, []).append(item)
                     progress(index, item.end)
                     if heard is not None:
                         heard(index, item)
-                elif isinstance(item, Failure):
+                elif isinstance(item, (Failure, Exception)):
+                    failed.add(index)
                     segments.pop(index, None)
-                    yield index, item
+                    yield index, item if isinstance(item, Failure) else Failure(item)
                 else:
                     yield index, self._transcript(sources[index], segments.pop(index, []), item)
 

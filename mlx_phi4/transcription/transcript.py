@@ -10,8 +10,13 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 
+from ..arguments.kinds import choice, figure, flag, integer, of_class, real, settle, several, shown
+from ..arguments.kinds import text as string
+from ..arguments.names import checked_fields, takes
 from ..errors import Phi4Error
+from ..files import expanded, write_whole
 from .tasks import WHOLE
 
 FORMATS = ("txt", "srt", "vtt", "tsv", "json")
@@ -40,6 +45,29 @@ _KINDS = {
 }  # of the values in JSON
 
 
+SEGMENT_KINDS = {
+    "start": figure,
+    "end": figure,
+    "text": string,
+    "translation": string | None,
+    "avg_logprob": figure | None,
+    "compression_ratio": figure | None,
+    "temperature": figure,
+    "no_speech": flag,
+    "flags": several(string),
+    "tokens": several(integer(0)) | None,
+}
+TRANSCRIPT_KINDS = {
+    "segments": several(of_class("Segment", "a Segment")),
+    "duration": real(0),
+    "language": string | None,
+    "task": string,
+    "source": string | None,
+    "warnings": several(string),
+}
+
+
+@checked_fields()
 @dataclass
 class Segment:
     """A stretch of a recording and what was heard in it.
@@ -68,14 +96,17 @@ class Segment:
     temperature: float = 0.0
     no_speech: bool = False
     flags: tuple[str, ...] = ()
-    tokens: list[int] | None = None
+    tokens: list[int] | None = field(default=None, repr=False)
 
     def __post_init__(self):
+        settle(self, SEGMENT_KINDS)
         self.start, self.end = float(self.start), float(self.end)
+        self.tokens = None if self.tokens is None else list(self.tokens)
         if not 0 <= self.start <= self.end < math.inf:
             raise Phi4Error(f"a segment from {self.start:g} to {self.end:g} s, expected 0 <= start <= end")
 
 
+@checked_fields()
 @dataclass
 class Transcript:
     """The segments of one recording, in order, and the formats that they can be written in.
@@ -100,9 +131,11 @@ class Transcript:
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        self.duration = float(self.duration)
-        if not 0 <= self.duration < math.inf:
-            raise Phi4Error(f"duration is {self.duration:g} s, expected a finite number from 0")
+        settle(self, TRANSCRIPT_KINDS)
+        self.segments, self.warnings = list(self.segments), list(self.warnings)
+
+    def __repr__(self):
+        return f"Transcript({len(self.segments)} segments, {self.duration} s, text={shown(self.text)})"
 
     @property
     def text(self) -> str:
@@ -126,6 +159,7 @@ class Transcript:
         blocks = ["".join(f"{text}\n" for text in block if text) for block in (texts, translations)]
         return "\n".join(block for block in blocks if block)
 
+    @takes(max_line_width=integer(1) | None)
     def to_srt(self, max_line_width: int | None = None) -> str:
         """SubRip: a cue for each segment with text; a translation stands below its text.
 
@@ -139,6 +173,7 @@ class Transcript:
             for number, (start, end, text) in cues
         )
 
+    @takes(max_line_width=integer(1) | None)
     def to_vtt(self, max_line_width: int | None = None) -> str:
         """WebVTT: as ``to_srt``, with ``&``, ``<`` and ``>`` escaped."""
         cues = (
@@ -173,7 +208,7 @@ class Transcript:
         """
         try:
             whole = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise Phi4Error(f"a transcript that is not JSON: {error}") from None
         values = _checked(cls, whole, "a transcript")
         given = enumerate(values["segments"])
@@ -181,12 +216,28 @@ class Transcript:
         values["segments"] = [Segment(**row | {"flags": tuple(row.get("flags", ()))}) for row in rows]
         return cls(**values)
 
+    @takes(format=choice(*FORMATS))
     def render(self, format: str, max_line_width: int | None = None) -> str:
         """The transcript in one of ``FORMATS``; ``max_line_width`` is for srt and vtt. Raises Phi4Error."""
-        if format not in FORMATS:
-            raise Phi4Error(f"format is {format!r}, expected {', '.join(FORMATS)}")
         write: Callable[..., str] = getattr(self, f"to_{format}")
         return write(max_line_width) if format in ("srt", "vtt") else write()
+
+    def save(self, path: str | Path, max_line_width: int | None = None) -> Path:
+        """Write the transcript in the format that the name ends in: .txt, .srt, .vtt, .tsv or .json.
+
+        ``max_line_width`` is for srt and vtt. Raises Phi4Error.
+        """
+        path = expanded(path)
+        format = path.suffix.lower().removeprefix(".")
+        if format not in FORMATS:
+            raise Phi4Error(f"{path}: the name says no format, expected one that ends in .{', .'.join(FORMATS)}")
+        text = self.render(format, max_line_width)
+        try:
+            with write_whole(path) as partial:
+                partial.write_text(text, encoding="utf-8")
+        except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
+            raise Phi4Error(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
+        return path
 
     def _cues(self, max_line_width: int | None) -> Iterator[tuple[int, int, str]]:
         """Start and end in milliseconds, and lines. No cue is empty, and none begins before the last one ends."""
@@ -216,8 +267,6 @@ def _one_line(text: str) -> str:
 def _wrapped(text: str, width: int | None) -> list[str]:
     if width is None:
         return [text]
-    if width < 1:
-        raise Phi4Error(f"max_line_width is {width}, expected 1 or more")
     return textwrap.wrap(text, width, break_on_hyphens=False)
 
 

@@ -8,7 +8,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..config import PATCH_SIZE, VisionConfig
-from ..device import finished
+from ..device import compute_dtype, finished
 from .preprocess import PATCHES, Picture
 
 VIEWS_AT_ONCE = 4  # bounds memory: a picture has up to 37 views of 1024 patches
@@ -74,7 +74,7 @@ class Embeddings(nn.Module):
 
     def __call__(self, pixels, kept):
         """pixels (C, 14r, 14c, 3), of whose patches ``kept`` = (rows, columns) are picture."""
-        x = self.patch_embedding(pixels.astype(self.patch_embedding.weight.dtype))
+        x = self.patch_embedding(pixels.astype(compute_dtype(self.patch_embedding.weight.dtype)))
         positions = position_ids(kept, x.shape[1:3])
         return (x + self.position_embedding(mx.array(positions))).flatten(1, 2)
 

@@ -1,24 +1,20 @@
 """From a picture in any form to the views that the encoder sees: dynamic HD.
 
 Source: the published ``Phi4MultimodalImageProcessor``; crops of 448 pixels, at most 36, and one
-global view. Two differences are on purpose: EXIF orientation is applied, and 16-bit grey pictures
-are scaled by 1/257 (the published code clips them to white).
+global view. Two differences are on purpose, see ``reader``.
 """
 
-import io
 import math
-import os
-import warnings
 from dataclasses import dataclass
 from functools import cache, cached_property
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..config import CROP_SIZE, PATCH_SIZE
 from ..errors import MediaError
+from .reader import read_picture
 
 MAX_CROPS = 36
 PATCHES = CROP_SIZE // PATCH_SIZE  # per side of a view
@@ -39,6 +35,9 @@ class Picture:
     crops: np.ndarray
     grid: tuple[int, int]
     kept: tuple[int, int]
+
+    def __repr__(self):
+        return f"Picture(grid={self.grid}, kept={self.kept}, tokens={self.tokens})"
 
     @cached_property
     def key(self) -> str:
@@ -78,20 +77,14 @@ def prepare_picture(source) -> Picture:
     """Read, resize and cut one picture.
 
     Args:
-        source: path, bytes, PIL image, or array (H, W), (H, W, 1|3|4) of uint8 or uint16; a ``Picture`` passes.
+        source: see ``reader.read_picture``; a ``Picture`` passes.
 
     Raises:
         MediaError: it cannot be read, or its shape is too extreme.
     """
     if isinstance(source, Picture):
         return source
-    name = _name(source)
-    try:
-        image = _to_rgb(_open(source, name), name)
-    except MediaError:
-        raise
-    except (ValueError, OSError, RuntimeError) as error:  # a mode that Pillow cannot convert, a path with a NUL
-        raise MediaError(f"{name}: cannot be read as a picture: {error}") from None
+    image, name = read_picture(source)
     width, height = image.size
     columns, rows = _grid(width, height)
     wide, high = CROP_SIZE * columns, CROP_SIZE * rows
@@ -168,69 +161,3 @@ def _taps(size: int) -> tuple[np.ndarray, np.ndarray]:
     weights = np.where(distance <= 1, near, far)
     indices = np.clip(first + np.arange(-1, 3)[:, None], 0, size - 1).astype(int)
     return indices, weights.astype(np.float32)
-
-
-def _name(source) -> str:
-    if isinstance(source, (str, os.PathLike)):
-        return str(source)
-    return f"picture ({type(source).__name__})"
-
-
-def _open(source, name: str) -> Image.Image:
-    """Decode fully, so that a truncated file fails here and not in the middle of a request."""
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    if isinstance(source, Image.Image):
-        opened = source
-    elif isinstance(source, (bytes, bytearray, memoryview)):
-        opened = io.BytesIO(source)
-    elif isinstance(source, (str, os.PathLike)):
-        opened = Path(source).expanduser()
-    else:
-        raise MediaError(f"{name}: expected a path, bytes, a PIL image or an array")
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns from 89 megapixels on and refuses from 179 on; a warning is no answer
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = opened if isinstance(opened, Image.Image) else Image.open(opened)
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except FileNotFoundError:
-        raise MediaError(f"{name}: no such file") from None
-    except Image.DecompressionBombError as error:
-        raise MediaError(f"{name}: too many pixels: {error}") from None
-    except Image.UnidentifiedImageError:
-        empty = len(source) == 0 if not isinstance(opened, Path) else opened.stat().st_size == 0
-        raise MediaError(f"{name}: {'is empty' if empty else 'is not a picture'}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        raise MediaError(f"{name}: cannot be read as a picture: {error}") from None
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
-    if not shaped or 0 in array.shape or array.dtype not in (np.uint8, np.uint16):
-        raise MediaError(
-            f"a picture array has shape {array.shape} and dtype {array.dtype}, expected (H, W) or "
-            "(H, W, 1|3|4) of uint8 or uint16"
-        )
-    return Image.fromarray(array if array.dtype == np.uint8 else _from_16_bits(array))
-
-
-def _from_16_bits(values: np.ndarray) -> np.ndarray:
-    return np.round(values / 257).astype(np.uint8)
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """RGB; alpha is composited on white as the published processor does."""
-    if image.mode == "F":
-        raise MediaError(f"{name}: pictures of floating-point pixels are not supported")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.clip(np.asarray(image), 0, 65535)
-        return Image.fromarray(_from_16_bits(values)).convert("RGB")
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
