@@ -10,7 +10,7 @@ class Commands(click.Group):
 
     def list_commands(self, context: click.Context) -> list[str]:
         """In the order of a newcomer's way."""
-        return ["generate", "chat", "transcribe", "convert", "cache_prompt", "evaluate", "benchmark"]
+        return ["generate", "chat", "server", "transcribe", "convert", "cache_prompt", "evaluate", "benchmark"]
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """The command of this name, or None."""
@@ -19,6 +19,8 @@ class Commands(click.Group):
             from .commands.generate import main
         elif name == "chat":
             from .commands.chat import main
+        elif name == "server":
+            from .commands.server import main
         elif name == "transcribe":
             from .commands.transcribe import main
         elif name == "convert":

@@ -16,8 +16,8 @@ from PIL import Image
 
 from mlx_phi4 import Phi4Error, stream_generate
 from mlx_phi4.commands.repl import Repl, _path
-from mlx_phi4.commands.screen import Thoughts
 from mlx_phi4.generation.chat import Chat
+from mlx_phi4.generation.thoughts import Thoughts
 
 PROGRAM = ["-m", "mlx_phi4", "chat"]
 

@@ -13,6 +13,7 @@ from mlx_phi4.commands import habits
 COMMANDS = {
     "generate": "--repetition-penalty",
     "chat": "--hide-thinking",
+    "server": "--allow-origin",
     "transcribe": "--clip-timestamps",
     "convert": "--adapter-bits",
     "cache_prompt": "--prefill-step-size",

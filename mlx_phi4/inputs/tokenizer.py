@@ -1,6 +1,7 @@
 """The checkpoint's own ``tokenizer.json``, and encoding that content cannot use to forge roles."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from ..config import LARGEST, Config
@@ -125,9 +126,25 @@ class Tokenizer:
         """The text of ids, special tokens left out."""
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
+    def token_bytes(self, id: int) -> bytes:
+        """What one token is in UTF-8, perhaps a part of a character; a special token as it is spelled."""
+        spelled = self._tokenizer.id_to_token(id) or ""
+        if id in self._special_ids:
+            return spelled.encode("utf-8")
+        table = _byte_level()
+        return b"".join(bytes([table[c]]) if c in table else c.encode("utf-8") for c in spelled)
+
     def detokenizer(self) -> "Detokenizer":
         """A fresh streaming decoder."""
         return Detokenizer(self)
+
+
+@cache
+def _byte_level() -> dict[str, int]:
+    """The characters that byte-level BPE writes for bytes (GPT-2's ``bytes_to_unicode``)."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]  # those that can be seen stand for themselves
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
 
 
 class Detokenizer:

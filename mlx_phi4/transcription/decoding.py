@@ -6,7 +6,7 @@ does not understand what it hears gives its own answer a low probability.
 
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,10 +73,22 @@ class AudioChunk:
 
 
 class SegmentDecoder:
-    """Turns a stream of pieces, of one recording or of many, into segments."""
+    """Turns a stream of pieces, of one recording or of many, into segments.
 
-    def __init__(self, model: "Phi4", processor: "Processor", question: Question, options: DecodingOptions):
+    ``pool`` makes what answers the pieces, with the methods of ``AnswerPool``; None is a batch of this decoder's own,
+    for which it needs the model.
+    """
+
+    def __init__(
+        self,
+        model: "Phi4 | None",
+        processor: "Processor",
+        question: Question,
+        options: DecodingOptions,
+        pool: "Callable[[], AnswerPool] | None" = None,
+    ):
         processor.config.check_multimodal()
+        self._pool = pool
         self._model, self._processor = model, processor
         self._question, self._options = question, options
 
@@ -91,7 +103,7 @@ class SegmentDecoder:
 
         waiting: deque[_Slot] = deque()  # in the order of the items, the answered ones too
         source, given_back = iter(items), None
-        with AnswerPool(self._model, self._processor) as pool:
+        with self._pool() if self._pool else AnswerPool(self._model, self._processor) as pool:
             while True:
                 while len(pool) < self._options.batch_size:
                     pair, given_back = given_back or next(source, None), None

@@ -15,6 +15,7 @@ from .tasks import make_question, parse_clips
 from .transcript import Segment, Transcript
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
+    from ..generation.pool import AnswerPool
     from ..inputs.processor import Processor
     from ..model import Phi4
 
@@ -70,15 +71,17 @@ class Transcriber:
             seed=seed,
         )
 
-    @takes(model=kinds.model, processor=kinds.processor, jobs=kinds.integer(1), progress=kinds.function)
+    @takes(processor=kinds.processor, jobs=kinds.integer(1), progress=kinds.function)
     def __call__(
         self,
-        model: "Phi4",
+        model: "Phi4 | None",
         processor: "Processor",
         sources: Sequence[Any],
         *,
         jobs: int = 1,
         progress: Callable[[int, float], None] = lambda index, seconds: None,
+        heard: "Callable[[int, Segment], None] | None" = None,
+        pool: "Callable[[], AnswerPool] | None" = None,
     ) -> Iterator[tuple[int, Transcript | Failure]]:
         """Yield each source's transcript, or why there is none, as soon as its last piece is decoded, in order.
 
@@ -88,8 +91,12 @@ class Transcriber:
             sources: as ``audio.reader.open_recording`` takes them.
             jobs: recordings that are read at once.
             progress: told a source's index and the seconds of it that are decoded.
+            heard: told a source's index and each segment, in order.
+            pool: see ``SegmentDecoder``.
         """
-        decoder = SegmentDecoder(model, processor, self.question, self.decoding)
+        if pool is None:
+            kinds.settled({"model": kinds.model}, {"model": model})
+        decoder = SegmentDecoder(model, processor, self.question, self.decoding, pool)
         chunking = self.chunking.suited_to(processor.config)
         streams = [with_arguments(read_chunks, source, chunking) for source in sources]
         segments: dict[int, list[Segment]] = {}
@@ -101,6 +108,8 @@ class Transcriber:
                 if isinstance(item, Segment):
                     segments.setdefault(index, []).append(item)
                     progress(index, item.end)
+                    if heard is not None:
+                        heard(index, item)
                 elif isinstance(item, (Failure, Exception)):
                     failed.add(index)
                     segments.pop(index, None)
