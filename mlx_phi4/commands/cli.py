@@ -152,17 +152,19 @@ def read_prompt(prompt: str | None) -> str:
         raise PromptError(f"standard input is not UTF-8 text: {error}") from None
 
 
-def check_media(paths: Iterable[str | Path]) -> list[Path]:
+def check_media(paths: Iterable[str | Path]) -> list[Path | str]:
     """The paths of media with ``~`` expanded, if all are there: found out before a model is asked for.
+
+    "-" stays as it is: standard input.
 
     Raises MediaError.
     """
     for path in paths:
         if not str(path).strip():  # not the current folder, as Path has it
             raise MediaError("the path of a picture or a recording is empty")
-        if reason := why_not_file(expanded(path)):
+        if path != "-" and (reason := why_not_file(expanded(path))):
             raise MediaError(f"{path}: {reason}")
-    return [expanded(path) for path in paths]
+    return [path if path == "-" else expanded(path) for path in paths]
 
 
 def check_options(options: dict) -> None:

@@ -71,7 +71,7 @@ class Transcriber:
             seed=seed,
         )
 
-    @takes(model=kinds.model | None, processor=kinds.processor, jobs=kinds.integer(1), progress=kinds.function)
+    @takes(processor=kinds.processor, jobs=kinds.integer(1), progress=kinds.function)
     def __call__(
         self,
         model: "Phi4 | None",
@@ -94,6 +94,8 @@ class Transcriber:
             heard: told a source's index and each segment, in order.
             pool: see ``SegmentDecoder``.
         """
+        if pool is None:
+            kinds.settled({"model": kinds.model}, {"model": model})
         decoder = SegmentDecoder(model, processor, self.question, self.decoding, pool)
         chunking = self.chunking.suited_to(processor.config)
         streams = [with_arguments(read_chunks, source, chunking) for source in sources]

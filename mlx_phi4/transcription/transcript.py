@@ -17,6 +17,7 @@ from ..arguments.kinds import text as string
 from ..arguments.names import checked_fields, takes
 from ..errors import Phi4Error
 from ..files import expanded, write_whole
+from .json_form import checked, dumps, refuse_constant
 from .tasks import WHOLE
 
 FORMATS = ("txt", "srt", "vtt", "tsv", "json")
@@ -25,24 +26,6 @@ _SPACE = re.compile(r"[^\S\u00a0\u2007\u202f\u3000]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")  # neither seen nor allowed in subtitles
 # ideographs, kana and their punctuation, which are written without spaces; not Hangul
 _CJK = re.compile(r"[\u2e80-\u30ff\u3190-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003ffff]")
-_KINDS = {
-    "start": float | int,
-    "end": float | int,
-    "text": str,
-    "translation": str | None,
-    "avg_logprob": float | int | None,
-    "compression_ratio": float | int | None,
-    "temperature": float | int,
-    "no_speech": bool,
-    "flags": list,
-    "tokens": list | None,
-    "duration": float | int,
-    "language": str | None,
-    "task": str,
-    "source": str | None,
-    "warnings": list,
-    "segments": list,
-}  # of the values in JSON
 
 
 SEGMENT_KINDS = {
@@ -196,8 +179,8 @@ class Transcript:
         whole = {"text": self.text}
         whole |= {} if self.translation is None else {"translation": self.translation}
         whole |= {each.name: getattr(self, each.name) for each in fields(self) if each.name != "segments"}
-        rows = ",\n".join(_dumps(asdict(segment)) for segment in self.segments)
-        return f'{_dumps(whole)[:-1]}, "segments": [\n{rows}\n]}}\n'
+        rows = ",\n".join(dumps(asdict(segment)) for segment in self.segments)
+        return f'{dumps(whole)[:-1]}, "segments": [\n{rows}\n]}}\n'
 
     @classmethod
     def from_json(cls, text: str) -> "Transcript":
@@ -207,12 +190,15 @@ class Transcript:
             Phi4Error: it is not such JSON.
         """
         try:
-            whole = json.loads(text, parse_constant=_refuse_constant)
+            whole = json.loads(text, parse_constant=refuse_constant)
         except (TypeError, ValueError, RecursionError) as error:
             raise Phi4Error(f"a transcript that is not JSON: {error}") from None
-        values = _checked(cls, whole, "a transcript")
+        values = checked(cls, whole, ("segments", "duration"), "a transcript")
         given = enumerate(values["segments"])
-        rows = [_checked(Segment, segment, f"segment {index} of a transcript") for index, segment in given]
+        rows = [
+            checked(Segment, segment, ("start", "end", "text"), f"segment {index} of a transcript")
+            for index, segment in given
+        ]
         values["segments"] = [Segment(**row | {"flags": tuple(row.get("flags", ()))}) for row in rows]
         return cls(**values)
 
@@ -284,28 +270,3 @@ def _timestamp(milliseconds: int, mark: str) -> str:
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours:02d}:{minutes:02d}:{seconds:02d}{mark}{milliseconds:03d}"
-
-
-def _dumps(values: dict) -> str:
-    finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
-    }
-    return json.dumps(finite, ensure_ascii=False, allow_nan=False)
-
-
-def _refuse_constant(name: str):
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _checked(kind: type, values, where: str) -> dict:
-    """The fields of a dataclass among the keys of a JSON object, each of the right type."""
-    if not isinstance(values, dict):
-        raise Phi4Error(f"{where} is {type(values).__name__}, expected an object")
-    known = {each.name: values[each.name] for each in fields(kind) if each.name in values}
-    needed = ("start", "end", "text") if kind is Segment else ("segments", "duration")
-    if missing := [name for name in needed if name not in known]:
-        raise Phi4Error(f"{where} lacks {', '.join(missing)}")
-    for name, value in known.items():
-        if not isinstance(value, _KINDS[name]) or (isinstance(value, bool) and _KINDS[name] is not bool):
-            raise Phi4Error(f"{where}: {name} is {value!r:.60}")
-    return known
