@@ -29,13 +29,24 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 @click.option("--reasoning-in-content", is_flag=True, help="Leave <think> blocks in the answers' text.")
 @click.option("--log-json", is_flag=True, help="Log lines as JSON.")
 def main(
-    model, revision, host, port, log_json, grace, root_path, max_rows, max_queue, memory_limit, max_stall_ms, **options
+    model,
+    revision,
+    host,
+    port,
+    log_json,
+    grace,
+    root_path,
+    max_rows,
+    max_queue,
+    memory_limit,
+    max_stall_ms,
+    idle_unload,
+    **options,
 ):
     """Serve a Phi-4 model to any client of OpenAI's protocol.
 
     Standard output tells where, once the model is loaded; standard error gets a line for each request.
     """
-    idle_unload = options.pop("idle_unload")
     _check_positive(memory_limit=memory_limit, max_stall_ms=max_stall_ms, idle_unload=idle_unload)
     settings = _settings(host, max_rows, max_queue, **options)
     try:
