@@ -145,9 +145,7 @@ def prompt_caches(folder: Path) -> list[bytes]:
     for options in ({}, {"kv_bits": 8, "kv_group_size": 32}, {"max_kv_size": 16}):
         with TemporaryDirectory() as scratch:
             path = Path(scratch) / WEIGHTS
-            mlx_phi4.cache_prompt(*text_model(folder), "Tell me of the sea.", **options).save(
-                path, text_model(folder)[0]
-            )
+            mlx_phi4.cache_prompt(*pair, "Tell me of the sea.", **options).save(path, pair[0])
             found.append(path.read_bytes())
     return found
 
