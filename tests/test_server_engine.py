@@ -7,15 +7,17 @@ import time
 import mlx.core as mx
 import numpy as np
 import pytest
+from cases import clip, picture
 from mlx.utils import tree_flatten
 from samples import MODES, tokens_of
 
 from mlx_phi4 import MediaCache, Request
 from mlx_phi4.generation.batch import Batch
 from mlx_phi4.generation.options import GenerationOptions
+from mlx_phi4.server.budget import slice_bytes
 from mlx_phi4.server.engine import Engine
 from mlx_phi4.server.jobs import Job, ServerError
-from mlx_phi4.server.rows import Limits
+from mlx_phi4.server.rows import Limits, Rows
 
 
 def weights(model):
@@ -110,6 +112,60 @@ def test_answers_under_load_and_pressure_are_those_alone(loaded, start, monkeypa
     while not engine.idle and time.monotonic() < deadline:
         time.sleep(0.02)
     assert engine.idle and not engine._rows.used
+    prefixes = engine._rows.prefixes
+    assert prefixes.nbytes == sum(prefix.state.nbytes for prefix in prefixes._held)
+
+
+def test_figures_are_read_from_other_threads_without_walking_over_rows(loaded):
+    """Rows join and leave while the metrics are asked for: a changing dictionary cannot be walked over."""
+    engine = Engine(*loaded())
+
+    class Changing(dict):
+        def __iter__(self):
+            raise RuntimeError("dictionary changed size during iteration")
+
+    engine._rows._jobs = Changing()
+    shown = engine.snapshot()
+    assert (shown.prefix_bytes, shown.media_bytes, shown.row_bytes) == (0, 0, 0)
+
+
+def test_evictions_count_what_was_let_go(loaded):
+    """A look in vain is none."""
+    rows = Rows(*loaded(), Limits())
+    assert not rows._let_go() and rows.counts["evictions"] == 0
+
+
+def test_prefixes_are_compared_with_a_prompt_one_by_one_so_there_are_not_too_many(loaded, start, monkeypatch):
+    """Without a bound every step and every prompt took longer than the one before, as long as memory lasted."""
+    monkeypatch.setattr("mlx_phi4.server.prefixes.MOST", 3)
+    _, processor = loaded()
+    engine = start()
+    for number in range(6):
+        answers(ask(engine, processor, Request(f"{number}" * 20, raw=True), max_tokens=2)[1])
+    store = engine._rows.prefixes
+    while not engine.idle:
+        time.sleep(0.01)
+    assert len(store) == 3 and store.nbytes == sum(prefix.state.nbytes for prefix in store._held)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request("a", images=[picture(900, 900)]),
+        Request("a", audios=[(clip(40.0), 16_000)]),
+    ],
+    ids=["views", "window"],
+)
+def test_the_reserve_holds_what_an_encoder_takes(loaded, request_):
+    """Under --memory-limit a picture alone went beyond it: only the decoder's step was counted."""
+    model, processor = loaded()
+    row = processor.row(request_)
+    ((_, item),) = row.media
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    mx.eval(model.embed_medium(item, row.mode))
+    assert mx.get_peak_memory() - before <= slice_bytes(model.config, 4)
 
 
 def test_what_begins_alike_is_computed_once_and_never_across_salts(loaded, start):

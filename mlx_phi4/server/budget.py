@@ -6,8 +6,13 @@ from dataclasses import dataclass
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from ..audio.encoder import WINDOW
+from ..config import MEL_BINS, TIME_REDUCTION, Config
 from ..decoder.kv_cache import BLOCK
+from ..device import compute_dtype
 from ..model import Phi4
+from ..vision.encoder import VIEWS_AT_ONCE
+from ..vision.preprocess import PATCHES
 
 STEP_TOKENS = 2048  # tokens whose activations a step may hold
 SHARE = 0.75  # of a machine's memory, where it recommends nothing
@@ -35,7 +40,8 @@ class Budget:
         weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
         if reserve is None:
             # gate, up and their product, queries, keys, values, residuals: about six times the widest
-            reserve = 6 * STEP_TOKENS * 2 * decoder.intermediate_size * width
+            step = 6 * STEP_TOKENS * 2 * decoder.intermediate_size * width
+            reserve = step + slice_bytes(model.config, compute_dtype(model.model.norm.weight.dtype).size)
         return cls(max(limit - weights - reserve, 0), token)
 
     def tokens(self, count: int) -> int:
@@ -46,3 +52,15 @@ class Budget:
     def longest(self) -> int:
         """Tokens of the longest row that fits."""
         return self.total // (BLOCK * self.token) * BLOCK
+
+
+def slice_bytes(config: Config, width: int) -> int:
+    """What a slice of the work on media takes, at most: an encoder runs beside a step that is on its way.
+
+    Attention between all patches of a few views, twice, or the first convolution over a window of sound, four times.
+    """
+    if config.vision is None or config.audio is None:
+        return 0
+    scores = VIEWS_AT_ONCE * config.vision.num_attention_heads * PATCHES**4
+    first = WINDOW * TIME_REDUCTION // 2 * MEL_BINS // 2 * config.audio.conv_channels
+    return max(2 * scores, 4 * first) * width

@@ -26,6 +26,7 @@ class Snapshot:
     waiting: int
     counts: Counter
     prefix_bytes: int
+    media_bytes: int
     row_bytes: int
 
 
@@ -57,6 +58,7 @@ class Engine:
         self._cancelled: list[Job] = []
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._draining = self._stopped = False
+        self._held = 0, 0, 0  # bytes after the last turn: other threads must not walk over rows
         self._beat = self._used = time.monotonic()
         self._began = time.monotonic()
 
@@ -89,8 +91,7 @@ class Engine:
         """What it does now."""
         rows = self._rows
         counts = Counter(rows.counts) if rows is not None else Counter()
-        prefixes, used = (rows.prefixes.nbytes, rows.used) if rows is not None else (0, 0)
-        return Snapshot(self.status, self.running, self.waiting, counts, prefixes, used)
+        return Snapshot(self.status, self.running, self.waiting, counts, *self._held)
 
     def room(self, row: Row) -> int:
         """Most tokens that can follow a prompt, by the context and by the memory; 0 if none."""
@@ -151,6 +152,7 @@ class Engine:
             self._beat = time.monotonic()
             try:
                 self._turn()
+                self._held = (0, 0, 0) if self._rows is None else self._rows.held
             except Exception as error:
                 logging.getLogger(__name__).error("a step failed: %s: %s", type(error).__name__, error)
                 failed = ServerError("the step that this request was part of failed; it may be tried again", 500)

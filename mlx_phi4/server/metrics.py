@@ -41,6 +41,7 @@ class Metrics:
                 "Keys and values that later prompts may begin with",
                 lambda: engine.snapshot().prefix_bytes,
             ),
+            "media_bytes": ("Embeddings of media that were seen", lambda: engine.snapshot().media_bytes),
             "row_bytes": ("Keys and values of rows", lambda: engine.snapshot().row_bytes),
             "evictions": ("Prefixes that made way", lambda: engine.snapshot().counts["evictions"]),
             "preemptions": ("Rows that were put off", lambda: engine.snapshot().counts["preemptions"]),

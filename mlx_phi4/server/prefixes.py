@@ -12,6 +12,7 @@ from ..inputs.processor import Row
 from ..model import Phi4
 
 LEAST = 16  # tokens that are worth a look
+MOST = 512  # prefixes that are held: a prompt is compared with each
 
 
 @dataclass(eq=False)
@@ -25,18 +26,19 @@ class Prefix:
     salt: str
     used: int
 
-    def common(self, row: Row, long: bool, options: CacheOptions, salt: str) -> int:
-        """Tokens of a row that are here; at least one is left to compute."""
-        mine, theirs = (
-            (self.salt, self.state.adapter, self.state.long, self.options),
-            (salt, row.adapter, long, options),
-        )
-        if mine != theirs:
+    @property
+    def kind(self) -> tuple:
+        """What must be alike, whatever the tokens."""
+        return self.salt, self.state.adapter, self.state.long, self.options
+
+    def common(self, ids: np.ndarray, spans: frozenset[MediaSpan], kind: tuple) -> int:
+        """Tokens of a row, ids (L,), that are here; at least one is left to compute."""
+        limit = min(len(ids) - 1, len(self.ids))
+        if self.kind != kind or limit < LEAST or not np.array_equal(self.ids[:LEAST], ids[:LEAST]):
             return 0
-        limit = min(len(row.ids) - 1, len(self.ids))
-        different = np.nonzero(self.ids[:limit] != np.asarray(row.ids[:limit]))[0]
+        different = np.nonzero(self.ids[:limit] != ids[:limit])[0]
         shared = int(different[0]) if len(different) else limit
-        return min([shared, *(start for start, _, _ in self.spans ^ spans_of(row))])
+        return min([shared, *(start for start, _, _ in self.spans ^ spans)])
 
 
 class PrefixStore:
@@ -45,30 +47,27 @@ class PrefixStore:
     def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes
         self.hits = self.misses = 0
+        self.nbytes = 0  # of keys and values held; asked for at every step, so it is not summed up again
         self._held: list[Prefix] = []
         self._clock = count()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys and values held."""
-        return sum(prefix.state.nbytes for prefix in self._held)
 
     def __len__(self) -> int:
         return len(self._held)
 
     def clear(self) -> None:
-        self._held = []
+        self._held, self.nbytes = [], 0
 
     def evict(self) -> bool:
         """Let the least recently used one go; False if there is none."""
         if self._held:
-            self._held.remove(min(self._held, key=lambda prefix: prefix.used))
+            self._drop(min(self._held, key=lambda prefix: prefix.used))
             return True
         return False
 
     def take(self, row: Row, long: bool, options: CacheOptions, salt: str) -> RowState | None:
         """A state of its own that begins as the row does, or None. What is held stays for others."""
-        ranked = [(prefix.common(row, long, options, salt), prefix) for prefix in self._held]
+        ids, spans, kind = np.asarray(row.ids), spans_of(row), (salt, row.adapter, long, options)
+        ranked = [(prefix.common(ids, spans, kind), prefix) for prefix in self._held]
         shared, prefix = max(ranked, key=lambda each: each[0], default=(0, None))
         if shared < LEAST or not reusable(prefix.state, shared, len(prefix.ids) - shared, options):
             self.misses += 1
@@ -84,22 +83,22 @@ class PrefixStore:
         ids = np.array([*row.ids, *generated][: state.offset], np.int64)
         spans = frozenset(span for span in spans_of(row) if span[0] < state.offset)
         new = Prefix(ids, state, spans, options, salt, next(self._clock))
-        self._held = [prefix for prefix in self._held if not _extends(new, prefix)]
+        for prefix in [prefix for prefix in self._held if _extends(new, prefix)]:
+            self._drop(prefix)
         if state.nbytes <= self.max_bytes:
             self._held.append(new)
-        while self.nbytes > self.max_bytes:
+            self.nbytes += state.nbytes
+        while self.nbytes > self.max_bytes or len(self) > MOST:
             self.evict()
+
+    def _drop(self, prefix: Prefix) -> None:
+        self._held.remove(prefix)
+        self.nbytes -= prefix.state.nbytes
 
 
 def _extends(new: Prefix, old: Prefix) -> bool:
-    same = (new.salt, new.options, new.state.adapter, new.state.long) == (
-        old.salt,
-        old.options,
-        old.state.adapter,
-        old.state.long,
-    )
     inside = old.spans <= new.spans and len(old.ids) <= len(new.ids)
-    return same and inside and np.array_equal(new.ids[: len(old.ids)], old.ids)
+    return new.kind == old.kind and inside and np.array_equal(new.ids[: len(old.ids)], old.ids)
 
 
 class SharedPrefixes(PromptCache):

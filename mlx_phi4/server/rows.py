@@ -78,6 +78,11 @@ class Rows:
         """Bytes that the rows in the batch hold, or will once their prompts are in and one token more."""
         return sum(self._charge(sequence) for sequence in self._jobs if sequence.state is not None)
 
+    @property
+    def held(self) -> tuple[int, int, int]:
+        """Bytes of prefixes, of embeddings of media that were seen, and of rows."""
+        return self.prefixes.nbytes, self.media.nbytes, self.used
+
     def _charge(self, sequence: Sequence) -> int:
         return max(sequence.nbytes, self.budget.tokens(sequence.length + 1))
 
@@ -99,8 +104,9 @@ class Rows:
 
     def _let_go(self) -> bool:
         """Give up something that only serves to be faster; False if there is nothing."""
-        self.counts["evictions"] += 1
-        return self.prefixes.evict() or self.media.evict()
+        gone = self.prefixes.evict() or self.media.evict()
+        self.counts["evictions"] += gone
+        return gone
 
     def admit(self, job: Job) -> None:
         """Begin a job; what is wrong with it is delivered."""
