@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +105,12 @@ def test_blocks_run_as_they_stand(page, clone):
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_every_block_says_what_it_is(block):
-    assert block.kind in ("sh", "python", "json") or block.code.startswith("mlx_phi4/\n"), "neither run nor read"
+    known = ("sh", "python", "json", "xml", "caddyfile")
+    assert block.kind in known or block.code.startswith("mlx_phi4/\n"), "neither run nor read"
+    if block.kind == "xml":
+        ElementTree.fromstring(block.code)
+    if block.kind == "caddyfile":
+        assert block.code.count("{") == block.code.count("}") > 0
     if block.kind == "json":
         for line in block.code.splitlines():
             json.loads(line)

@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 DRIVER = Path(__file__).parent / "fuzz" / "driver.py"
-KINDS = (("config", "tokenizer", "stops"), ("template", "tokenizer-config", "weights", "index", "folder"))  # two cores
+KINDS = (
+    ("config", "tokenizer", "stops", "prompt-cache"),
+    ("template", "tokenizer-config", "weights", "index", "folder"),
+)  # two cores
 
 
 def test_spoiled_files_are_refused_in_one_line(checkpoint, tmp_path):

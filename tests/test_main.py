@@ -55,7 +55,7 @@ def test_each_command_tells_its_version(run_command, name):
     assert run_command(lambda: mlx_phi4.commands.cli.run(main), *name.split(), "-h")[1].startswith("Usage: ")
 
 
-@pytest.mark.parametrize("name", ["generate", "chat", "transcribe", "cache_prompt"])
+@pytest.mark.parametrize("name", ["generate", "chat", "server", "transcribe", "cache_prompt"])
 def test_without_a_model_all_mean_the_same(name):
     (model,) = (each for each in main.get_command(None, name).params if each.name == "model")
     assert model.default == "microsoft/Phi-4-multimodal-instruct" and not model.required

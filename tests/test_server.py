@@ -9,6 +9,7 @@ import openai
 import pytest
 from serving import running
 
+from mlx_phi4.generation.batch import Batch
 from mlx_phi4.server.rows import Limits
 
 MEDIA = Path(__file__).parents[1] / "examples" / "media"
@@ -217,6 +218,21 @@ def test_a_full_queue_is_429_with_the_time_to_come_again():
         [stream.close() for stream in streams]
         assert server.free(2)
         assert ask(server).choices[0].message.content == "Paris"
+
+
+def test_a_step_that_fails_is_500_or_an_event_and_the_next_request_succeeds(server, monkeypatch):
+    def fail(self):
+        monkeypatch.undo()
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(Batch, "_step", fail)
+    with pytest.raises(openai.InternalServerError) as error:
+        ask(server)
+    assert "luck" not in error.value.message
+    monkeypatch.setattr(Batch, "_step", fail)
+    with pytest.raises(openai.APIError):
+        list(ask(server, stream=True))
+    assert ask(server).choices[0].message.content == "Paris"
 
 
 def test_health_and_metrics(server):

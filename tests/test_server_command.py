@@ -1,5 +1,6 @@
 """The command: what it refuses to start with, where it listens, how it ends."""
 
+import logging
 import os
 import signal
 import socket
@@ -24,6 +25,16 @@ LONG = {
     "min_tokens": 100_000,
     "stream": True,
 }
+
+
+@pytest.fixture(autouse=True)
+def log_as_before():
+    loggers = [logging.getLogger(name) for name in ("mlx_phi4", "uvicorn", "asyncio")]
+    before = [(list(logger.handlers), logger.level) for logger in loggers]
+    yield
+    for logger, (handlers, level) in zip(loggers, before, strict=True):
+        logger.handlers = handlers
+        logger.setLevel(level)
 
 
 @contextmanager
@@ -89,6 +100,32 @@ def test_running_answers_are_finished():
         server.server.stop()
         thread.join()
         assert answers[0].json()["usage"]["completion_tokens"] == 400
+
+
+SLOW = """
+import sys, time
+import mlx_phi4.loading
+mlx_phi4.loading.load = lambda *_, **__: time.sleep(30)
+sys.argv = ["mlx_phi4", "--model", "phi4-tiny", "--port", sys.argv[1]]
+from mlx_phi4.commands.server import command
+command()
+"""
+
+
+def test_a_signal_while_the_model_is_loaded_ends_it():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    started = subprocess.Popen([sys.executable, "-c", SLOW, str(port)], stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            assert httpx.get(f"http://127.0.0.1:{port}/health").json()["status"] == "loading"
+            break
+        except httpx.ConnectError:
+            time.sleep(0.05)
+    started.send_signal(STOP)
+    assert started.wait(timeout=5) == 0
+    assert "Traceback" not in started.stderr.read()
 
 
 def test_while_it_loads_it_says_so():

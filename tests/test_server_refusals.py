@@ -332,6 +332,9 @@ def test_a_log_line_cannot_be_forged(server, caplog):
     from mlx_phi4.server.guard import LineFormatter
 
     server.http.get("/x%0aGET /forged")
-    record = next(record for record in caplog.records if "/x" in str(getattr(record, "facts", "")))
+    found, until = [], time.monotonic() + 5
+    while not found and time.monotonic() < until:  # the line comes after the answer
+        found = [record for record in caplog.records if "/x" in str(getattr(record, "facts", ""))]
+    (record,) = found
     assert len(LineFormatter(False).format(record).splitlines()) == 1
     assert json.loads(LineFormatter(True).format(record))["path"] == "/x\nGET /forged"

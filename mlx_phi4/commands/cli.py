@@ -159,7 +159,10 @@ def check_media(paths: Iterable[str | Path]) -> list[Path | str]:
 
     Raises MediaError.
     """
+    from ..sources import refuse_address
+
     for path in paths:
+        refuse_address(str(path))
         if not str(path).strip():  # not the current folder, as Path has it
             raise MediaError("the path of a picture or a recording is empty")
         if path != "-" and (reason := why_not_file(expanded(path))):

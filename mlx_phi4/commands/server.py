@@ -10,8 +10,8 @@ from . import cli
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
-@click.command(name="mlx_phi4.server")
-@click.option("--model", required=True, help="Checkpoint folder or hub id.")
+@cli.command("mlx_phi4.server")
+@cli.model_option()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need a key.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any that is free.")
 @click.option("--api-key", envvar="MLX_PHI4_API_KEY", help="What clients must send.  [env: MLX_PHI4_API_KEY]")
@@ -30,6 +30,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 @click.option("--log-json", is_flag=True, help="Log lines as JSON.")
 def main(
     model,
+    revision,
     host,
     port,
     log_json,
@@ -66,8 +67,8 @@ def main(
 
         memory = None if memory_limit is None else int(memory_limit * 1e9)
         limits = Limits(max_rows, memory, stall=None if max_stall_ms is None else max_stall_ms / 1000)
-        reload = partial(load, model, lazy=False, quiet=True)
-        loaded = load(model, lazy=False)
+        reload = partial(load, model, revision=revision, lazy=False, quiet=True)
+        loaded = load(model, revision=revision, lazy=False)
         return Engine(*loaded, limits, max_queue=max_queue, reload=reload, idle_unload=idle_unload)
 
     log_to_stderr(log_json)

@@ -57,6 +57,7 @@ class Server(uvicorn.Server):
     def __init__(self, service: Service, *, grace: float = 30.0, root_path: str = ""):
         self.service, self._grace = service, grace
         self._drained: asyncio.Task | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         config = uvicorn.Config(
             make_app(service),
             http=PatientProtocol,
@@ -84,6 +85,9 @@ class Server(uvicorn.Server):
     def stop(self) -> None:
         """Refuse new requests, finish those that run, then end. From any thread or signal."""
         self.service.draining = True
+        if self._loop is None:
+            self.should_exit = True
+            return
         with contextlib.suppress(RuntimeError):  # the loop is closed already
             self._loop.call_soon_threadsafe(self._begin_drain)
 
@@ -138,6 +142,8 @@ def serve(
     def load() -> None:
         try:
             engine = open_engine()
+            if service.draining:
+                return
             engine.start()
             service.open(name, engine)
             print(f"{service.names.served} listens on {address_of(bound)}", flush=True)
@@ -145,11 +151,14 @@ def serve(
             failed.append(error)
             server.should_exit = True
 
-    threading.Thread(target=load, name="loading", daemon=True).start()
+    loading = threading.Thread(target=load, name="loading", daemon=True)
+    loading.start()
     server.run(sockets=[bound])
     if failed:
         raise failed[0]
     sys.stdout.flush()
+    if loading.is_alive():  # stopped before the model was there: native code is not to be pulled from under it
+        os._exit(0)
 
 
 def _allow_files() -> None:

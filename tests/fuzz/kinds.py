@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
 import mlx.core as mx
 import numpy as np
@@ -11,10 +13,12 @@ from driver import Kind
 from mutations import spoiled_json, spoiled_safetensors, spoiled_template
 
 import mlx_phi4
+from mlx_phi4 import PromptCache
 from mlx_phi4.checkpoint.config_readers import read_config
 from mlx_phi4.checkpoint.shards import read_shards
 from mlx_phi4.checkpoint.tensorfile import read_header
 from mlx_phi4.decoder.rope import LongRope
+from mlx_phi4.generation.prompt_cache import _checksum
 from mlx_phi4.inputs.chat_template import read_default_system
 from mlx_phi4.inputs.tokenizer import Tokenizer
 from mlx_phi4.synthetic.published_tokenizer import CHAT_TEMPLATE
@@ -130,6 +134,43 @@ def read_a_folder(content: bytes, scratch: Path, folder: Path) -> None:
     mx.eval(model(processor("Hi <|end|>")))
 
 
+@cache
+def text_model(folder: Path):
+    return mlx_phi4.load(folder / "text")
+
+
+def prompt_caches(folder: Path) -> list[bytes]:
+    """Plain, packed and of a window."""
+    found, pair = [], text_model(folder)
+    for options in ({}, {"kv_bits": 8, "kv_group_size": 32}, {"max_kv_size": 16}):
+        with TemporaryDirectory() as scratch:
+            path = Path(scratch) / WEIGHTS
+            mlx_phi4.cache_prompt(*pair, "Tell me of the sea.", **options).save(path, pair[0])
+            found.append(path.read_bytes())
+    return found
+
+
+def spoiled_prompt_cache(random: Random, content: bytes) -> bytes:
+    """Damaged, or forged: what the file says of itself is changed and its checksum made to fit."""
+    if random.random() < 0.4:
+        return spoiled_safetensors(random, content)
+    with TemporaryDirectory() as scratch:
+        path = Path(scratch) / WEIGHTS
+        path.write_bytes(content)
+        arrays, described = mx.load(str(path), return_metadata=True)
+        state = spoiled_json(random, described["state"].encode()).decode("utf-8", "replace")
+        mx.save_safetensors(str(path), arrays, {"state": state, "checksum": _checksum(state, arrays)})
+        return path.read_bytes()
+
+
+def read_a_prompt_cache(content: bytes, scratch: Path, folder: Path) -> None:
+    """What is accepted answers, too."""
+    (scratch / WEIGHTS).write_bytes(content)
+    model, processor = text_model(folder)
+    prompt_cache = PromptCache.load(scratch / WEIGHTS, model)
+    mlx_phi4.generate(model, processor, "Tell me of the sea.", max_tokens=1, prompt_cache=prompt_cache)
+
+
 KINDS = [
     Kind("config", 400, configs, spoiled_json, read_a_config),
     Kind("tokenizer", 250, files(TOKENIZER), spoiled_json, read_a_tokenizer),
@@ -139,4 +180,5 @@ KINDS = [
     Kind("weights", 150, lambda folder: files(WEIGHTS)(folder)[2:], spoiled_safetensors, read_weights),
     Kind("index", 50, indices, spoiled_json, read_an_index),
     Kind("folder", 200, folders, spoiled_folder, read_a_folder),
+    Kind("prompt-cache", 500, prompt_caches, spoiled_prompt_cache, read_a_prompt_cache),
 ]
