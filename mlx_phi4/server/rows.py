@@ -10,7 +10,7 @@ from ..generation.batch import Batch
 from ..generation.media_cache import DEFAULT_BYTES, MediaCache
 from ..generation.options import GenerationOptions
 from ..generation.sequence import Sequence, SequenceToken
-from ..inputs.processor import Processor
+from ..inputs.processor import Processor, Row
 from ..model import Phi4
 from .budget import STEP_TOKENS, Budget
 from .jobs import Delivery, Job
@@ -84,7 +84,14 @@ class Rows:
         return self.prefixes.nbytes, self.media.nbytes, self.used
 
     def _charge(self, sequence: Sequence) -> int:
-        return max(sequence.nbytes, self.budget.tokens(sequence.length + 1))
+        waits = sequence.unencoded is not None
+        coming = self._media_bytes(sequence.row) if waits else 0
+        return max(sequence.nbytes, self.budget.tokens(sequence.length + 1) + coming)
+
+    def _media_bytes(self, row: Row) -> int:
+        """What the embeddings of a row's media will take, in the row and among those that were seen."""
+        decoder, width = self._model.config.decoder, self._model.model.norm.weight.dtype.size
+        return 2 * sum(item.tokens for _, item in row.media) * decoder.hidden_size * width
 
     def fits(self, job: Job) -> bool:
         """Whether there is room for a job now; prefixes make way. A job alone always fits: it was checked before."""
@@ -92,7 +99,7 @@ class Rows:
             return True
         if len(self._jobs) + len(job.answers) > self._limits.rows or self._put_off:
             return False
-        needed = len(job.answers) * self.budget.tokens(job.prompt_tokens + 1)
+        needed = len(job.answers) * self.budget.tokens(job.prompt_tokens + 1) + self._media_bytes(job.row)
         while self.used + needed + self._kept > self.budget.total:
             if not self._let_go():
                 return False
