@@ -23,18 +23,21 @@ def unsupported(name: str, why: str = "is not supported by this server") -> Requ
 
 
 def boolean(value: Any, name: str) -> bool:
+    """true or false. Raises RequestError."""
     if not isinstance(value, bool):
         raise wrong(name, value, "true or false")
     return value
 
 
 def text(value: Any, name: str) -> str:
+    """A string. Raises RequestError."""
     if not isinstance(value, str):
         raise wrong(name, value, "a string")
     return value
 
 
 def mapping(value: Any, name: str) -> dict:
+    """An object. Raises RequestError."""
     if not isinstance(value, dict):
         raise wrong(name, value, "an object")
     return value
