@@ -373,7 +373,17 @@ def test_undo_takes_back_a_turn(loaded):
     assert say(chat, "Why?")[1] > 0
 
 
+def settled(talk):
+    """Wait until nothing more is printed."""
+    import pexpect
+
+    while talk.expect([r"(?s).+", pexpect.TIMEOUT], timeout=0.4) == 0:
+        pass
+
+
 def test_ctrl_c_stops_an_answer_and_never_loses_a_talk(terminal, tmp_path):
+    import pexpect
+
     talk = terminal("-m", 20_000, "--temperature", 2, "--seed", 1, "--min-tokens", 20_000)
     talk.sendline("Tell me of the sea.")
     talk.expect(r"(?s).{200}")  # more than the line's own echo
@@ -386,9 +396,16 @@ def test_ctrl_c_stops_an_answer_and_never_loses_a_talk(terminal, tmp_path):
     talk.sendintr()
     talk.expect(">>> ")
     for typed in ("", "half a line", "", ""):
+        settled(talk)
         talk.send(typed)
-        talk.sendintr()
-        talk.expect(r"\[Ctrl-D or /exit ends\]\r\n>>> ")
+        # Python notices a signal late that comes just before it begins to wait for a key: one more wakes it
+        for _ in range(5):
+            talk.sendintr()
+            if talk.expect([r"\[Ctrl-D or /exit ends\]\r\n>>> ", pexpect.TIMEOUT], timeout=5) == 0:
+                break
+        else:
+            pytest.fail(f"no answer to Ctrl-C after {typed!r}")
+    settled(talk)
     assert "messages]" in ask(talk, f"/save {tmp_path / 'talk.json'}")  # and not the half line
     talk.sendline("/exit")
     assert end(talk) == 0

@@ -25,6 +25,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 @click.option("--grace", default=30.0, show_default=True, help="Seconds to finish answers when stopped.")
 @click.option("--allow-origin", "origins", multiple=True, help="A web page that may call, or *; repeatable.")
 @click.option("--allowed-host", "hosts", multiple=True, help="A name behind a proxy; repeatable.")
+@click.option("--allow-media-host", "media_hosts", multiple=True, help="Fetch pictures from this host; repeatable.")
 @click.option("--root-path", default="", help="Path under which a proxy shows the server.")
 @click.option("--reasoning-in-content", is_flag=True, help="Leave <think> blocks in the answers' text.")
 @click.option("--log-json", is_flag=True, help="Log lines as JSON.")
@@ -75,7 +76,9 @@ def main(
     serve(model, Service(Settings(**settings)), listen(host, port), open_engine, grace=grace, root_path=root_path)
 
 
-def _settings(host: str, max_rows: int, max_queue: int, *, api_key, temperature, max_body_mb, origins, hosts, **rest):
+def _settings(
+    host: str, max_rows: int, max_queue: int, *, api_key, temperature, max_body_mb, origins, hosts, media_hosts, **rest
+):
     """The fields of ``server.service.Settings``. Raises Phi4Error."""
     if not 0 <= temperature <= 2:
         raise Phi4Error(f"--temperature is {temperature}, expected 0 to 2")
@@ -92,6 +95,7 @@ def _settings(host: str, max_rows: int, max_queue: int, *, api_key, temperature,
         "api_key": api_key,
         "hosts": None if known is None else frozenset(known),
         "origins": tuple(origins),
+        "media_hosts": frozenset(name.strip("[]").lower() for name in media_hosts),
         "max_body": int(max_body_mb * 1e6),
         "max_requests": 2 * (max_rows + max_queue),
         "max_rows": max_rows,

@@ -7,6 +7,7 @@ import base64
 import binascii
 import io
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ MOST_PIXELS = 64_000_000
 LONGEST_CLIP = 3600  # seconds of a recording inside a message; files of any length go to transcriptions
 SOUND_FORMATS = ("wav", "mp3", "flac", "ogg", "opus", "aiff", "m4a", "aac", "mp4", "webm")
 
+Fetch = Callable[[str, str], bytes]  # (address, place in the body) -> what is there
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _MESSAGE = {"role": fields.text, "content": lambda value, name: value}
 _ASSISTANT = _MESSAGE | {
@@ -39,14 +41,17 @@ _URL = {"url": fields.text, "detail": fields.one_of("auto", "high")}
 _SOUND = {"data": fields.text, "format": fields.one_of(*SOUND_FORMATS)}
 
 
-def read_messages(given: Any) -> list[dict]:
-    """Messages as ``inputs.prompt`` takes them. Raises RequestError with the place of what is wrong."""
+def read_messages(given: Any, fetch: Fetch | None = None) -> list[dict]:
+    """Messages as ``inputs.prompt`` takes them; ``fetch`` gets pictures from http(s) addresses, None: none are taken.
+
+    Raises RequestError with the place of what is wrong.
+    """
     if not isinstance(given, list) or not given:
         raise fields.wrong("messages", given, "an array of at least one message")
-    return [_message(each, f"messages[{index}]") for index, each in enumerate(given)]
+    return [_message(each, f"messages[{index}]", fetch) for index, each in enumerate(given)]
 
 
-def _message(given: Any, where: str) -> dict:
+def _message(given: Any, where: str, fetch: Fetch | None) -> dict:
     role = given.get("role") if isinstance(given, dict) else None
     if not isinstance(given, dict):
         raise fields.wrong(where, given, "an object")
@@ -59,7 +64,7 @@ def _message(given: Any, where: str) -> dict:
     if content is None and role != "assistant":
         raise RequestError(f"{where}.content is missing", param=f"{where}.content", code="missing_parameter")
     if isinstance(content, list):
-        content = [_part(part, role, f"{where}.content[{index}]") for index, part in enumerate(content)]
+        content = [_part(part, role, f"{where}.content[{index}]", fetch) for index, part in enumerate(content)]
     elif content is not None and not isinstance(content, str):
         raise fields.wrong(f"{where}.content", content, "a string or an array of parts")
     if "reasoning_content" in message:
@@ -68,7 +73,7 @@ def _message(given: Any, where: str) -> dict:
     return {"role": _ROLES[role], "content": content}
 
 
-def _part(given: Any, role: str, where: str) -> dict:
+def _part(given: Any, role: str, where: str, fetch: Fetch | None) -> dict:
     if not isinstance(given, dict):
         raise fields.wrong(where, given, "an object with a type")
     kind = given.get("type")
@@ -83,13 +88,15 @@ def _part(given: Any, role: str, where: str) -> dict:
     value, place = fields.required(found, kind, f"{where}."), f"{where}.{kind}"
     if kind == "image_url":
         url = fields.required(fields.read_fields(_URL, value, f"{place}."), "url", f"{place}.")
-        return {"type": "image", "image": _picture(_from_url(url, f"{place}.url"), place)}
+        return {"type": "image", "image": _picture(_from_url(url, f"{place}.url", fetch), place)}
     data = fields.required(fields.read_fields(_SOUND, value, f"{place}."), "data", f"{place}.")
     return {"type": "audio", "audio": _clip(_from_base64(data, f"{place}.data"), place)}
 
 
-def _from_url(url: str, where: str) -> bytes:
+def _from_url(url: str, where: str, fetch: Fetch | None) -> bytes:
     scheme = url[:40].partition(":")[0].lower() if ":" in url[:40] else ""
+    if scheme in ("http", "https") and fetch is not None:
+        return fetch(url, where)
     if scheme in ("http", "https"):
         raise RequestError(
             f"{where}: {scheme} addresses are not fetched; send the picture itself as a data: URL", param=where

@@ -11,7 +11,7 @@ from ..inputs.processor import Processor, Request, Row
 from . import fields
 from .errors import RequestError
 from .fields import boolean, empty, integer, mapping, number, one_of, refused, text
-from .messages import read_messages
+from .messages import Fetch, read_messages
 from .names import ModelNames
 
 MOST_ANSWERS = 128  # to one prompt
@@ -110,6 +110,7 @@ class Reader:
     processor: Processor
     temperature: float
     room: Callable[[Row], int]
+    fetch: Fetch | None = None  # gets pictures from addresses that are allowed
 
 
 def read_chat(given: Mapping[str, Any], reader: Reader) -> Ask:
@@ -127,7 +128,7 @@ def read_chat(given: Mapping[str, Any], reader: Reader) -> Ask:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
     logprobs = found.get("top_logprobs", 0) if found.get("logprobs") else None
     _check_length(_texts(messages), reader)
-    row = reader.processor.row(Request(read_messages(messages), adapter=adapter))
+    row = reader.processor.row(Request(read_messages(messages, reader.fetch), adapter=adapter))
     return _ask(found, [row], reader, logprobs)
 
 

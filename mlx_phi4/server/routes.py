@@ -74,7 +74,9 @@ class Routes:
 
     def _read(self, body: bytes, read: Callable[..., Ask]) -> Ask:
         service = self.service
-        reader = Reader(service.names, service.processor, service.settings.temperature, service.engine.room)
+        reader = Reader(
+            service.names, service.processor, service.settings.temperature, service.engine.room, service.fetch
+        )
         return read(read_object(body), reader)
 
     async def _whole(self, asked: Asked, form: Callable, scope: dict) -> dict:

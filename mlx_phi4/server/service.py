@@ -14,6 +14,7 @@ from .errors import RequestError
 from .jobs import Delivery, Job, ServerError
 from .metrics import Metrics
 from .names import ModelNames
+from .remote import Fetcher
 from .requests import Ask
 
 Result = TypeVar("Result")
@@ -27,7 +28,8 @@ class Settings:
     """What a server was started with.
 
     ``hosts`` are the names that a Host header may have, None for any; ``origins`` the web pages that may call;
-    ``max_body`` bytes of a request; ``max_requests`` that are being read, waiting or answered.
+    ``media_hosts`` those that pictures are fetched from; ``max_body`` bytes of a request; ``max_requests`` that are
+    being read, waiting or answered.
     """
 
     temperature: float = 0.0
@@ -38,6 +40,7 @@ class Settings:
     max_requests: int = 512
     max_rows: int = 32
     reasoning_in_content: bool = False
+    media_hosts: frozenset[str] = frozenset()
 
 
 class Service:
@@ -46,6 +49,8 @@ class Service:
     def __init__(self, settings: Settings | None = None, metrics: Metrics | None = None):
         self.settings = settings or Settings()
         self.metrics = metrics or Metrics()
+        hosts = self.settings.media_hosts
+        self.fetch = Fetcher(hosts, self.settings.max_body) if hosts else None
         self.engine: Engine | None = None
         self.processor: Processor | None = None
         self.names: ModelNames | None = None
