@@ -1,6 +1,7 @@
 """Pictures at addresses: from hosts that are allowed, at public addresses, and nothing else."""
 
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -28,7 +29,7 @@ def site(handler):
 
 
 class Pictures(BaseHTTPRequestHandler):
-    """/sign.png is a picture, /long too many bytes, /away a redirect."""
+    """/sign.png is a picture, /long too many bytes, /slow a byte at a time, /away a redirect."""
 
     def do_GET(self):
         if self.path == "/away":
@@ -38,6 +39,11 @@ class Pictures(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.end_headers()
+        if self.path == "/slow":
+            for _ in range(50):
+                self.wfile.write(b"x")
+                time.sleep(0.05)
+            return
         self.wfile.write(SIGN.read_bytes() if self.path == "/sign.png" else b"x" * 200_000)
 
     def log_message(self, *arguments):
@@ -65,6 +71,12 @@ def test_pictures_are_fetched_from_public_addresses_of_allowed_hosts_alone(monke
             fetch(f"{at}/away", "here")
         with pytest.raises(RequestError, match="larger than 100000 bytes"):
             fetch(f"{at}/long", "here")
+        with monkeypatch.context() as patch:
+            patch.setattr(remote, "FETCH_SECONDS", 0.5)
+            began = time.monotonic()
+            with pytest.raises(RequestError, match="longer than"):
+                fetch(f"{at}/slow", "here")
+            assert time.monotonic() - began < 2
         with running(media_hosts=frozenset({"pictures.example"})) as server:
             parts = [{"type": "image_url", "image_url": {"url": f"{at}/sign.png"}}]
             parts.append({"type": "text", "text": "what shape is it"})

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from .errors import RequestError
 
 FETCH_SECONDS = 20.0  # seconds for the whole of an address
-FETCH_BYTES = 1 << 16  # bytes
+FETCH_BYTES = 1 << 16  # taken at once, at most
 
 
 class Fetcher:
@@ -28,7 +28,7 @@ class Fetcher:
         self._hosts, self._most = hosts, most
 
     def __call__(self, url: str, where: str) -> bytes:
-        """The bytes at an address. Raises RequestError."""
+        """The bytes at an address; ``where`` is its place in the body, for messages. Raises RequestError."""
 
         def refused(why: str) -> RequestError:
             return RequestError(f"{where}: {why}", param=where, code="invalid_media")
@@ -62,7 +62,7 @@ class Fetcher:
             if response.status != 200:
                 raise refused(f"{host} answered {response.status}; redirects are not followed")
             data = b""
-            while piece := response.read(FETCH_BYTES):
+            while piece := response.read1(FETCH_BYTES):  # what is there: a slow host must not fill a piece first
                 data += piece
                 if len(data) > self._most or time.monotonic() > until:
                     raise refused(
