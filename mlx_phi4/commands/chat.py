@@ -71,6 +71,7 @@ def chat(
 @click.option("--image", "images", multiple=True, help="A picture for the first turn; repeatable.")
 @click.option("--audio", "audios", multiple=True, help="A recording for the first turn; repeatable.")
 @cli.sampling_options
+@cli.form_options
 @cli.engine_options
 @click.option("--hide-thinking", is_flag=True, help="Do not show <think> blocks.")
 @click.option("--stats", is_flag=True, help="A line of statistics after each answer.")
@@ -82,6 +83,7 @@ def main(model, revision, quiet, stop, **options):
     """
     options["stop"] = list(stop)
     options |= {kind: cli.check_media(options[kind]) for kind in ("images", "audios")}
+    options = cli.read_form(options)
     cli.check_options(options)
     from ..loading import load
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 @click.option("--image", "images", multiple=True, help="A picture's path, '-' for standard input; repeatable.")
 @click.option("--audio", "audios", multiple=True, help="A recording's path; repeatable.")
 @cli.sampling_options
+@cli.form_options
 @cli.engine_options
 @click.option("--logit-bias", multiple=True, metavar="ID=BIAS", help="Add to a token's logit; repeatable.")
 @click.option("--logprobs", type=int, help="With --json: log-probabilities, and so many alternatives.")
@@ -42,6 +43,7 @@ def main(model, revision, prompt, images, audios, logit_bias, prompt_cache_file,
     images, audios = cli.check_media(images), cli.check_media(audios)
     cache_file = cli.check_media([prompt_cache_file] if prompt_cache_file else [])
     options |= {"logit_bias": _biases(logit_bias), "stop": list(options["stop"])}
+    options = cli.read_form(options)
     cli.check_options(options)
     prompt = cli.read_prompt(prompt)
     from ..generation.generate import stream_generate

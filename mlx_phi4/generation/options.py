@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
-from ..arguments.kinds import Kind, Unfit, choice, function, integer, of_class, settle
+from ..arguments.kinds import Kind, Unfit, choice, flag, function, integer, of_class, settle
 from ..arguments.names import check_names
 from ..decoder.kv_cache import CacheOptions
 from ..errors import Phi4Error
@@ -37,6 +37,7 @@ ENGINE_KINDS = {
     "prompt_cache": of_class("PromptCache", "a PromptCache") | None,
     "media_cache": of_class("MediaCache", "a MediaCache") | None,
     "progress": function | None,
+    "think_first": flag,
 }
 
 
@@ -58,7 +59,8 @@ class GenerationOptions(Sampling):
         progress: called with (prompt tokens done, of how many).
         schema: a JSON schema, or a pydantic model: the answer is JSON that it describes. At most one of this and
             ``regex``, which the answer matches as a whole, ``choice``, texts of which it is one, and ``lark``, a
-            grammar in llguidance's dialect.
+            grammar in llguidance's dialect. Each is kept as a ``Grammar``.
+        think_first: whether a ``<think>`` block may come before what they ask for.
     """
 
     max_tokens: int = 256
@@ -72,10 +74,11 @@ class GenerationOptions(Sampling):
     prompt_cache: PromptCache | None = None
     media_cache: MediaCache | None = None
     progress: Callable[[int, int], None] | None = None
-    schema: dict | type | None = None
-    regex: str | None = None
-    choice: list[str] | tuple[str, ...] | None = None
-    lark: str | None = None
+    schema: dict | type | Grammar | None = None
+    regex: str | Grammar | None = None
+    choice: list[str] | tuple[str, ...] | Grammar | None = None
+    lark: str | Grammar | None = None
+    think_first: bool = False
 
     def __post_init__(self):
         """Name every value that is not of its kind, all at once. Raises Phi4Error."""
@@ -83,12 +86,14 @@ class GenerationOptions(Sampling):
         given = [name for name in GRAMMAR_KINDS if getattr(self, name) is not None]
         if len(given) > 1:
             raise Phi4Error(f"{' and '.join(given)} cannot be combined: an answer keeps to one of them")
+        if self.think_first and not given:
+            raise Phi4Error(f"think_first needs one of {', '.join(GRAMMAR_KINDS)}")
 
     @property
     def grammar(self) -> Grammar | None:
         """What the answer keeps to."""
         given = next((name for name in GRAMMAR_KINDS if getattr(self, name) is not None), None)
-        return None if given is None else Grammar.of(given, getattr(self, given))
+        return None if given is None else replace(getattr(self, given), thoughts=self.think_first)
 
     @property
     def kv(self) -> CacheOptions:
