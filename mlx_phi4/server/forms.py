@@ -7,7 +7,7 @@ from ..generation.grammars import Grammar, read_grammar
 from . import fields
 from .errors import RequestError
 
-OPTIONS = {"json_schema": "schema", "json_object": "schema", "regex": "regex", "choice": "choice", "lark": "lark"}
+OPTION_OF = {"json_schema": "schema", "json_object": "schema", "regex": "regex", "choice": "choice", "lark": "lark"}
 _JSON_SCHEMA = {"name": fields.text, "description": fields.text, "schema": fields.mapping, "strict": fields.boolean}
 
 
@@ -21,8 +21,8 @@ def response_format(value: Any, name: str) -> dict[str, Grammar]:
     if kind == "text":
         fields.read_fields({"type": fields.text}, given, f"{name}.")
         return {}
-    if not isinstance(kind, str) or kind not in OPTIONS:
-        raise fields.wrong(f"{name}.type", kind, f"text, {', '.join(OPTIONS)}")
+    if not isinstance(kind, str) or kind not in OPTION_OF:
+        raise fields.wrong(f"{name}.type", kind, f"text, {', '.join(OPTION_OF)}")
     where = f"{name}.{kind}"
     if kind == "json_object":
         fields.read_fields({"type": fields.text}, given, f"{name}.")
@@ -34,7 +34,7 @@ def response_format(value: Any, name: str) -> dict[str, Grammar]:
         found = fields.read_fields(_JSON_SCHEMA, fields.mapping(asked, where), f"{where}.")
         fields.required(found, "name", f"{where}.")
         asked, where = fields.required(found, "schema", f"{where}."), f"{where}.schema"
-    option = OPTIONS[kind]
+    option = OPTION_OF[kind]
     try:
         return {option: read_grammar(option, asked, where)}
     except Phi4Error as error:
