@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -9,7 +10,7 @@ import anyio
 from anyio import to_thread
 
 from ..errors import Phi4Error
-from ..generation.structured import compiled
+from ..generation.structured import compiled, token_table
 from ..inputs.processor import Processor
 from .engine import Engine
 from .errors import RequestError
@@ -68,6 +69,8 @@ class Service:
     def open(self, name: str, engine: Engine) -> None:
         """The model is there: answer from now on."""
         self.processor = engine.processor
+        with suppress(Phi4Error):  # without the library whoever asks for a form is told so
+            token_table(self.processor.tokenizer)  # no other thread runs for the second that this takes
         self.names = ModelNames(name, engine.processor.config.adapters)
         self.metrics.show(engine)
         self.engine = engine
