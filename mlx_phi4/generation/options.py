@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
-from ..arguments.kinds import Kind, Unfit, choice, function, integer, of_class, settle
+from ..arguments.kinds import Kind, Unfit, choice, function, integer, of_class, settle, text
 from ..arguments.names import check_names
 from ..decoder.kv_cache import CacheOptions
 from ..errors import Phi4Error
+from .draft_model import DraftModel
 from .grammars import GRAMMAR_KINDS, Grammar
 from .media_cache import MediaCache
 from .prompt_cache import PromptCache
@@ -25,6 +26,13 @@ def _stop(value):
     return value
 
 
+def _speculation(value):
+    """How drafts are made."""
+    if isinstance(value, str) and value in ("lookup", "none"):
+        return str(value)
+    return DraftModel.of(value)
+
+
 ENGINE_KINDS = {
     "max_tokens": integer(1),
     "stop": Kind(_stop),
@@ -37,6 +45,8 @@ ENGINE_KINDS = {
     "prompt_cache": of_class("PromptCache", "a PromptCache") | None,
     "media_cache": of_class("MediaCache", "a MediaCache") | None,
     "progress": function | None,
+    "speculation": Kind(_speculation) | None,
+    "prediction": text | None,
 }
 
 
@@ -56,6 +66,10 @@ class GenerationOptions(Sampling):
         prompt_cache: begin with what it shares with the prompt, and leave the sequence in it.
         media_cache: embeddings of pictures and clips that were seen already.
         progress: called with (prompt tokens done, of how many).
+        speculation: tokens are drafted and verified side by side, which changes the answer's speed alone: "lookup"
+            drafts from where prompt or answer went on alike before, a loaded model of the same vocabulary (or the pair
+            that ``load`` gives) by itself. None or "none": not.
+        prediction: a text that most of the answer is expected to be, from which it is drafted.
         schema: a JSON schema, or a pydantic model: the answer is JSON that it describes. At most one of this and
             ``regex``, which the answer matches as a whole, ``choice``, texts of which it is one, and ``lark``, a
             grammar in llguidance's dialect.
@@ -72,6 +86,8 @@ class GenerationOptions(Sampling):
     prompt_cache: PromptCache | None = None
     media_cache: MediaCache | None = None
     progress: Callable[[int, int], None] | None = None
+    speculation: str | DraftModel | None = None
+    prediction: str | None = None
     schema: dict | type | None = None
     regex: str | None = None
     choice: list[str] | tuple[str, ...] | None = None

@@ -15,7 +15,8 @@ class GenerationResponse:
     only), ``mode`` one of text, vision, speech, vision-speech, ``*_tps`` tokens per second, ``peak_memory`` gigabytes
     since the process began or ``mx.reset_peak_memory`` was called, ``finish_reason`` None, then "stop" (an end token or
     a stop string), "length" (``max_tokens`` reached) or "error" (batches only: ``error`` says why). ``reused_tokens``
-    counts the prompt tokens that a prompt cache had. With ``logprobs=``: ``logprob`` of the token (batches: a list, one
+    counts the prompt tokens that a prompt cache had, ``accepted_tokens`` and ``rejected_tokens`` those drafted by
+    speculation so far, right and wrong. With ``logprobs=``: ``logprob`` of the token (batches: a list, one
     per token) and ``top_logprobs``, pairs (id, log-probability), best first.
     """
 
@@ -30,6 +31,8 @@ class GenerationResponse:
     finish_reason: str | None = None
     tokens: list[int] | None = None
     reused_tokens: int = 0
+    accepted_tokens: int = 0
+    rejected_tokens: int = 0
     logprob: float | list[float] | None = None
     top_logprobs: tuple | list | None = None
     error: Exception | None = None
@@ -38,7 +41,7 @@ class GenerationResponse:
 def response_of(token: SequenceToken) -> GenerationResponse:
     """The response to one token of a sequence."""
     sequence = token.sequence
-    length, count = len(sequence.row.ids), len(sequence.tokens)
+    length, count = len(sequence.row.ids), token.number or len(sequence.tokens)
     first = sequence.first_token_at or sequence.admitted_at
     return GenerationResponse(
         text=token.text,
@@ -51,6 +54,8 @@ def response_of(token: SequenceToken) -> GenerationResponse:
         peak_memory=mx.get_peak_memory() / 1e9,
         finish_reason=token.finish_reason,
         reused_tokens=sequence.reused,
+        accepted_tokens=sequence.accepted,
+        rejected_tokens=sequence.rejected,
         logprob=token.logprob,
         top_logprobs=token.top_logprobs,
         error=token.error,
