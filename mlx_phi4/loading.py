@@ -15,6 +15,7 @@ from .converter.first_use import FIRST_USE_BITS, cached_folder, model_folder
 from .decoder.adapters import LoRA
 from .device import exclusive, wire_memory
 from .errors import Phi4Error
+from .generation.draft_model import DraftModel
 from .inputs.processor import Processor
 from .model import Phi4
 
@@ -91,6 +92,13 @@ def load(
             mx.eval(model.parameters())
     wire_memory()
     return model, Processor(checkpoint.config, tokenizer)
+
+
+def load_draft(path_or_hub_id: str | Path, model: Phi4, processor: Processor, *, quiet: bool = False) -> DraftModel:
+    """Load a model that drafts for another. Raises Phi4Error, also where their vocabularies differ."""
+    draft = DraftModel.of(load(path_or_hub_id, quiet=quiet))
+    draft.check(model, processor.tokenizer)
+    return draft
 
 
 def model_and_processor(

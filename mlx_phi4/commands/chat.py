@@ -9,6 +9,7 @@ from ..arguments import kinds
 from ..arguments.names import takes
 from ..generation.chat import MAX_TOKENS
 from . import cli
+from .speculation import check_speculation, open_speculation, speculation_options
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..inputs.processor import Processor
@@ -72,10 +73,11 @@ def chat(
 @click.option("--audio", "audios", multiple=True, help="A recording for the first turn; repeatable.")
 @cli.sampling_options
 @cli.engine_options
+@speculation_options
 @click.option("--hide-thinking", is_flag=True, help="Do not show <think> blocks.")
 @click.option("--stats", is_flag=True, help="A line of statistics after each answer.")
 @click.option("--quiet", is_flag=True, help="No greeting and no progress.")
-def main(model, revision, quiet, stop, **options):
+def main(model, revision, quiet, stop, speculation, draft_model, **options):
     """Talk with a Phi-4 model about text, pictures and recordings.
 
     Standard output gets the answers and nothing else. /help lists what else can be typed.
@@ -83,9 +85,12 @@ def main(model, revision, quiet, stop, **options):
     options["stop"] = list(stop)
     options |= {kind: cli.check_media(options[kind]) for kind in ("images", "audios")}
     cli.check_options(options)
+    check_speculation(speculation, draft_model)
     from ..loading import load
 
-    chat(*load(model, revision=revision, quiet=quiet), quiet=quiet, **options)
+    model, processor = load(model, revision=revision, quiet=quiet)
+    options["speculation"] = open_speculation(speculation, draft_model, model, processor, quiet)
+    chat(model, processor, quiet=quiet, **options)
 
 
 def command() -> None:

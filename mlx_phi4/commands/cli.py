@@ -135,9 +135,11 @@ def prefill_progress(quiet: bool):
 def statistics(last: "GenerationResponse") -> str:
     """What an answer cost, in a line."""
     reused = f" ({last.reused_tokens} from the cache)" if last.reused_tokens else ""
+    drafted = last.accepted_tokens + last.rejected_tokens
+    right = f" ({last.accepted_tokens} of {drafted} drafted ones right)" if drafted else ""
     return (
         f"{last.mode}: prompt {last.prompt_tokens} tokens{reused}, {last.prompt_tps:.1f} a second; "
-        f"answer {last.generation_tokens} tokens, {last.generation_tps:.1f} a second; "
+        f"answer {last.generation_tokens} tokens{right}, {last.generation_tps:.1f} a second; "
         f"peak memory {last.peak_memory:.2f} GB"
     )
 

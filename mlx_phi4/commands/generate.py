@@ -12,6 +12,7 @@ import click
 from ..errors import Phi4Error
 from ..terminal import say, shown
 from . import cli
+from .speculation import check_speculation, open_speculation, speculation_options
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..generation.responses import GenerationResponse
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 @click.option("--audio", "audios", multiple=True, help="A recording's path; repeatable.")
 @cli.sampling_options
 @cli.engine_options
+@speculation_options
 @click.option("--logit-bias", multiple=True, metavar="ID=BIAS", help="Add to a token's logit; repeatable.")
 @click.option("--logprobs", type=int, help="With --json: log-probabilities, and so many alternatives.")
 @click.option("--prompt-cache-file", help="Begin with what mlx_phi4.cache_prompt saved.")
@@ -32,7 +34,20 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 @click.option("--verbose", type=bool, is_flag=False, flag_value=True, hidden=True)  # mlx_lm's: --verbose False
 @click.option("--quiet", is_flag=True, help="No progress and no statistics.")
-def main(model, revision, prompt, images, audios, logit_bias, prompt_cache_file, as_json, quiet, verbose, **options):
+def main(
+    model,
+    revision,
+    prompt,
+    images,
+    audios,
+    logit_bias,
+    prompt_cache_file,
+    draft_model,
+    as_json,
+    quiet,
+    verbose,
+    **options,
+):
     """Answer a prompt about text, pictures and recordings with a Phi-4 model."""
     if prompt is None and not images and not audios:
         raise click.UsageError("Missing option '--prompt' (or --image, --audio).")
@@ -43,12 +58,14 @@ def main(model, revision, prompt, images, audios, logit_bias, prompt_cache_file,
     cache_file = cli.check_media([prompt_cache_file] if prompt_cache_file else [])
     options |= {"logit_bias": _biases(logit_bias), "stop": list(options["stop"])}
     cli.check_options(options)
+    check_speculation(options["speculation"], draft_model)
     prompt = cli.read_prompt(prompt)
     from ..generation.generate import stream_generate
     from ..loading import load
 
     images = [sys.stdin.buffer.read() if image == "-" else image for image in images]
     model, processor = load(model, revision=revision, quiet=quiet)
+    options["speculation"] = open_speculation(options["speculation"], draft_model, model, processor, quiet)
     if cache_file:
         from ..generation.prompt_cache import PromptCache
 

@@ -6,6 +6,7 @@ import click
 
 from ..errors import Phi4Error
 from . import cli
+from .speculation import check_speculation, open_speculation, speculation_options
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -16,6 +17,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any that is free.")
 @click.option("--api-key", envvar="MLX_PHI4_API_KEY", help="What clients must send.  [env: MLX_PHI4_API_KEY]")
 @click.option("--temperature", default=0.0, show_default=True, help="Of requests that name none.")
+@speculation_options
 @click.option("--max-rows", default=32, show_default=True, help="Answers that are computed at once.")
 @click.option("--max-queue", default=256, show_default=True, help="Requests that may wait; more are answered 429.")
 @click.option("--memory-limit", type=float, help="GB of all, weights included.  [default: what the machine recommends]")
@@ -42,6 +44,8 @@ def main(
     memory_limit,
     max_stall_ms,
     idle_unload,
+    speculation,
+    draft_model,
     **options,
 ):
     """Serve a Phi-4 model to any client of OpenAI's protocol.
@@ -49,6 +53,7 @@ def main(
     Standard output tells where, once the model is loaded; standard error gets a line for each request.
     """
     _check_positive(memory_limit=memory_limit, max_stall_ms=max_stall_ms, idle_unload=idle_unload)
+    check_speculation(speculation, draft_model)
     settings = _settings(host, max_rows, max_queue, **options)
     try:
         from ..server.guard import log_to_stderr
@@ -70,7 +75,8 @@ def main(
         limits = Limits(max_rows, memory, stall=None if max_stall_ms is None else max_stall_ms / 1000)
         reload = partial(load, model, revision=revision, lazy=False, quiet=True)
         loaded = load(model, revision=revision, lazy=False)
-        return Engine(*loaded, limits, max_queue=max_queue, reload=reload, idle_unload=idle_unload)
+        speculate = partial(open_speculation, speculation, draft_model)
+        return Engine(*loaded, limits, max_queue=max_queue, reload=reload, idle_unload=idle_unload, speculate=speculate)
 
     log_to_stderr(log_json)
     serve(model, Service(Settings(**settings)), listen(host, port), open_engine, grace=grace, root_path=root_path)

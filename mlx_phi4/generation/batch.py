@@ -127,7 +127,7 @@ class Batch:
             self._flight = None
 
     def _step(self) -> list[SequenceToken]:
-        began, ahead = perf_counter(), self._flight is not None
+        began, ahead, self._costs.spent = perf_counter(), self._flight is not None, 0.0
         flight = self._flight or self._forward()
         if flight is not None and not flight.submitted:
             flight.choose()
@@ -158,7 +158,7 @@ class Batch:
         if self._scheduler.waiting or any(part.prompt for step in steps for part in step.parts):
             return
         if (flight.drafted and not ahead) or (ahead and self._flight is not None):
-            self._costs.note(len(flight.parts), flight.drafted, seconds)
+            self._costs.note(len(flight.parts), flight.drafted, seconds - self._costs.spent)
 
     def _forward(self) -> Flight | None:
         """Submit the next step as far as its logits."""

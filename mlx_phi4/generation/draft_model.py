@@ -7,6 +7,7 @@ likeliest tokens, see ``speculation`` for why that is right for sampled answers,
 from dataclasses import dataclass
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from ..arguments.kinds import Unfit
 from ..decoder.kv_cache import CacheOptions
@@ -50,6 +51,11 @@ class DraftModel:
         return DraftRow(self, row)
 
     @property
+    def nbytes(self) -> int:
+        """Of weights."""
+        return sum(array.nbytes for _, array in tree_flatten(self.model.parameters()))
+
+    @property
     def nbytes_per_token(self) -> int:
         """Of keys and values."""
         decoder, width = self.model.config.decoder, self.model.model.norm.weight.dtype.size
@@ -67,14 +73,15 @@ class DraftRow:
             self._known += row.ids[place:start]
             place = start + item.tokens
         self._known += row.ids[place:]
+        self._context = owner.model.config.decoder.max_position_embeddings
         self._state: RowState | None = None
         self._sure = 0  # known tokens that went through
         self._guessed: list[int] = []  # tokens that went through after them
 
     @property
     def behind(self) -> bool:
-        """Whether more is to be taken in than one step's part."""
-        return len(self._known) - self._sure > TAKEN_IN
+        """Whether more is to be taken in than one step's part, and can be."""
+        return self._context >= len(self._known) > self._sure + TAKEN_IN
 
     @property
     def nbytes(self) -> int:
@@ -87,8 +94,7 @@ class DraftRow:
 
     def room(self, count: int) -> int:
         """How many of so many tokens can be drafted now."""
-        context = self.owner.model.config.decoder.max_position_embeddings
-        return 0 if self.behind else max(min(count, context - len(self._known)), 0)
+        return 0 if self.behind else max(min(count, self._context - len(self._known)), 0)
 
     def forget(self) -> None:
         """Let go of keys and values; they are computed again when they are needed."""

@@ -19,18 +19,17 @@ def waits(decoding: list[Sequence], costs: StepCosts) -> bool:
 
 def drafts(decoding: list[Sequence], costs: StepCosts, vocabulary: int) -> dict[Sequence, list[int] | Exception]:
     """What rows of which all tokens were read draft, or what went wrong in a row's own draft."""
-    drafting = [sequence for sequence in decoding if sequence.speculation is not None]
-    if not drafting:
+    if not any(sequence.speculation for sequence in decoding):
         return {}
-    wanted, found = _wanted(drafting)
+    wanted, found = _wanted(decoding)
     counts = dict(zip(wanted, shares(list(wanted.values()), len(decoding), costs), strict=True))
-    made = _modelled({sequence: wanted[sequence].model for sequence in wanted}, counts, costs)
+    found |= _modelled(decoding, wanted, counts, costs)
     for sequence, count in counts.items():
-        if not count:
-            continue
         try:
-            draft = made[sequence] if sequence in made else sequence.speculation.draft(count)
-            found[sequence] = _checked(sequence, draft, vocabulary)
+            if count and wanted[sequence].model is None:
+                found[sequence] = sequence.speculation.draft(count)
+            if isinstance(found.get(sequence), list):
+                found[sequence] = _checked(sequence, found[sequence], vocabulary)
         except Exception as error:
             found[sequence] = error
     return found
@@ -50,15 +49,23 @@ def _wanted(sequences: Iterable[Sequence], unread: int = 0) -> tuple[dict[Sequen
     return wanted, errors
 
 
-def _modelled(rows: dict[Sequence, DraftRow | None], counts: dict[Sequence, int], costs: StepCosts) -> dict:
-    """The tokens of those for whom a draft model is to draft."""
-    asked = {sequence: (row, counts[sequence]) for sequence, row in rows.items() if row and counts[sequence]}
-    if not asked:
-        return {}
-    began = perf_counter()
-    made = dict(zip(asked, propose(list(asked.values())), strict=True))
-    costs.note_drafting(max(count for _, count in asked.values()), perf_counter() - began)
-    return made
+def _modelled(
+    decoding: list[Sequence], wanted: dict[Sequence, Wanted], counts: dict[Sequence, int], costs: StepCosts
+) -> dict[Sequence, list[int] | Exception]:
+    """The tokens of those for whom a draft model is to draft; others of its rows take in a part of their prompts."""
+    late = [each for each in decoding if each.speculation and each.speculation.model and each.speculation.model.behind]
+    asked = [sequence for sequence, count in counts.items() if count and wanted[sequence].model]
+    try:
+        for sequence in late:
+            sequence.speculation.model.catch_up()
+        if not asked:
+            return {}
+        began = perf_counter()
+        made = propose([(wanted[sequence].model, counts[sequence]) for sequence in asked])
+        costs.note_drafting(max(counts[sequence] for sequence in asked), perf_counter() - began)
+        return dict(zip(asked, made, strict=True))
+    except Exception as error:  # of a draft model: of those who asked it
+        return dict.fromkeys([*late, *asked], error)
 
 
 def _checked(sequence: Sequence, draft: list[int], vocabulary: int) -> list[int]:

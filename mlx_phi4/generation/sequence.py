@@ -175,12 +175,10 @@ class Sequence:
 
     @property
     def room(self) -> int:
-        """Tokens that a draft may have: none beyond the table, the window or the precision of the caches."""
-        if self.options.max_kv_size is not None:
-            borders = [self.options.max_kv_size]
-        else:
-            # one short of it: a wrong token must not be among those that are packed
-            borders = [(self.options.kv.boundary(self.state.offset) or math.inf) - 1]
+        """Tokens that a draft may have: none beyond the table, the precision of the caches, or what they take back."""
+        # one short of it: a wrong token must not be among those that are packed
+        borders = [(self.options.kv.boundary(self.state.offset) or math.inf) - 1]
+        borders.append(self.length - 1 + self.state.caches[0].revocable)
         if not self.state.long:
             borders.append(self._original)
         return max(min(*borders, self.length + self.options.max_tokens) - self.length, 0)

@@ -34,7 +34,9 @@ Draft = Callable[[list[int]], list[int]]  # tokens of prompt and answer so far -
 
 
 class Drafts(Protocol):
-    """What drafts for one row. What it raises ends that row alone."""
+    """What drafts for one row; ``model`` is its part of a draft model, if there is one. What it raises ends the row."""
+
+    model: DraftRow | None
 
     def read(self, token: int) -> None:
         """The answer has one token more."""
@@ -62,7 +64,7 @@ class Drafts(Protocol):
 class GivenDrafts:
     """Drafts that a function gives, all of them, however often it is right."""
 
-    nbytes = 0
+    model, nbytes = None, 0
 
     def __init__(self, function: Draft, known: Callable[[], list[int]]):
         """``known`` gives prompt and answer, as far as they were read."""

@@ -40,6 +40,7 @@ class StepCosts:
         self._plain: dict[int, deque[float]] = {}  # by rows: steps beside the host's work for the next one
         self._verifying: dict[int, dict[int, deque[float]]] = {}  # by rows and drafted tokens: steps on their own
         self._drafting: deque[float] = deque(maxlen=MEASURED)  # of a draft model, for a token of each row
+        self.spent = 0.0  # by draft models in this step
 
     @classmethod
     def of(cls, model: Phi4) -> "StepCosts":
@@ -65,6 +66,7 @@ class StepCosts:
     def note_drafting(self, tokens: int, seconds: float) -> None:
         """A draft model took so long for so many tokens of each row."""
         self._drafting.append(seconds / tokens)
+        self.spent += seconds
 
     @property
     def drafting(self) -> float:

@@ -51,7 +51,8 @@ class EnginePool:
     def ask(self, key: Any, request: Request, **options) -> None:
         """Submit a request; while the queue is full, wait, once anything of this recording was let in."""
         row = self._service.processor.row(request)
-        job = Job(row, [make_options(options, request.options)], lambda delivery: self._told.put((job, delivery)))
+        chosen = make_options({"speculation": "none"} | options, request.options)  # what is heard never stood there
+        job = Job(row, [chosen], lambda delivery: self._told.put((job, delivery)))
         self._service.metrics.follow(job)
         while True:
             with self._lock:

@@ -108,6 +108,23 @@ def biases(value: Any, name: str) -> dict[int, float]:
     return found
 
 
+def prediction(value: Any, name: str) -> str:
+    """OpenAI's static content: a text, or parts of one. Raises RequestError."""
+    table = {"type": one_of("content"), "content": lambda content, path: content}
+    found = read_fields(table, mapping(value, name), f"{name}.")
+    required(found, "type", f"{name}.")
+    content, path = required(found, "content", f"{name}."), f"{name}.content"
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise wrong(path, content, "a string or an array of text parts")
+    parts = [
+        read_fields({"type": one_of("text"), "text": text}, mapping(part, f"{path}[{number}]"), f"{path}[{number}].")
+        for number, part in enumerate(content)
+    ]
+    return "".join(required(part, "text", f"{path}[{number}].") for number, part in enumerate(parts))
+
+
 def read_fields(table: Mapping[str, Check], given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """The values that are there, each checked; null is absent. Raises RequestError, also for an unknown name."""
     found = {}

@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import PromptError
 from ..generation.options import GenerationOptions, answer_number
 from ..generation.sampling import PENALTIES
+from ..generation.speculation import encoded
 from ..inputs.processor import Processor, Request, Row
 from . import fields
 from .errors import RequestError
@@ -33,6 +34,7 @@ _SAMPLING = {
     "repetition_penalty": number(0, 10, above=True),
     **{f"{name}_context_size": integer(1) for name in PENALTIES},
     "min_tokens": integer(0),
+    "speculation": one_of("lookup", "none"),
 }
 _BOOKKEEPING = {
     "user": text,
@@ -66,7 +68,8 @@ CHAT = {
     "tool_choice": one_of("none", "auto"),
     "function_call": one_of("none", "auto"),
     "parallel_tool_calls": boolean,
-    **dict.fromkeys(("audio", "prediction", "reasoning_effort", "verbosity", "web_search_options"), refused),
+    "prediction": fields.prediction,
+    **dict.fromkeys(("audio", "reasoning_effort", "verbosity", "web_search_options"), refused),
     **_COMMON,
 }
 COMPLETION = {
@@ -128,6 +131,9 @@ def read_chat(given: Mapping[str, Any], reader: Reader) -> Ask:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
     logprobs = found.get("top_logprobs", 0) if found.get("logprobs") else None
     _check_length(_texts(messages), reader)
+    if found.get("prediction"):
+        _check_length([found["prediction"]], reader, "the prediction")
+        encoded(found["prediction"], reader.processor.tokenizer)  # here, so that the engine finds it done
     row = reader.processor.row(Request(read_messages(messages, reader.fetch), adapter=adapter))
     return _ask(found, [row], reader, logprobs)
 
@@ -162,7 +168,13 @@ def _ask(found: dict[str, Any], rows: list[Row], reader: Reader, logprobs: int |
         raise fields.wrong("logit_bias", beyond[0], f"token ids below {vocabulary}")
     sampling = {"temperature": reader.temperature} | {name: found[name] for name in _SAMPLING if name in found}
     answers = [
-        _answers(row, found, sampling | {"logprobs": logprobs, "stop": found.get("stop")}, reader) for row in rows
+        _answers(
+            row,
+            found,
+            sampling | {"logprobs": logprobs, "stop": found.get("stop"), "prediction": found.get("prediction")},
+            reader,
+        )
+        for row in rows
     ]
     return Ask(
         model=found["model"],
@@ -201,11 +213,11 @@ def _texts(messages: Any) -> Iterator[str]:
                 yield text
 
 
-def _check_length(texts: Iterable[str], reader: Reader) -> None:
+def _check_length(texts: Iterable[str], reader: Reader, what: str = "the prompt") -> None:
     """Raises PromptError for what no context holds."""
     letters, context = sum(map(len, texts)), reader.processor.config.decoder.max_position_embeddings
     if letters > LETTERS * context:
-        raise PromptError(f"the prompt has {letters} characters, too many for the context of {context} tokens")
+        raise PromptError(f"{what} has {letters} characters, too many for the context of {context} tokens")
 
 
 def _only_text(value: Any, name: str) -> None:
