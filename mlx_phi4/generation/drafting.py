@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from time import perf_counter
 
 from ..errors import Phi4Error
-from .draft_model import DraftRow, propose
+from .draft_model import propose
 from .sequence import Sequence
 from .step_costs import StepCosts, Wanted, shares
 
