@@ -72,6 +72,7 @@ def chat(
 @click.option("--image", "images", multiple=True, help="A picture for the first turn; repeatable.")
 @click.option("--audio", "audios", multiple=True, help="A recording for the first turn; repeatable.")
 @cli.sampling_options
+@cli.form_options
 @cli.engine_options
 @speculation_options
 @click.option("--hide-thinking", is_flag=True, help="Do not show <think> blocks.")
@@ -84,6 +85,7 @@ def main(model, revision, quiet, stop, speculation, draft_model, **options):
     """
     options["stop"] = list(stop)
     options |= {kind: cli.check_media(options[kind]) for kind in ("images", "audios")}
+    options = cli.read_form(options)
     cli.check_options(options)
     check_speculation(speculation, draft_model)
     from ..loading import load

@@ -134,10 +134,13 @@ class Chat:
 def _check(processor: "Processor", options: dict) -> None:
     """Refuse options at the start of a chat, not in its first answer."""
     from .options import make_options
+    from .structured import compiled
     from .text import AnswerText
 
     chosen = make_options(options, also=("system",))
     AnswerText(processor.tokenizer, chosen.stop)
+    if chosen.grammar is not None:
+        compiled(chosen.grammar, processor.tokenizer)
     decoder = processor.config.decoder
     chosen.kv.check(decoder.head_dim)
     if chosen.max_tokens >= decoder.max_position_embeddings:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
-from ..arguments.kinds import Kind, Unfit, choice, function, integer, of_class, settle, text
+from ..arguments.kinds import Kind, Unfit, choice, flag, function, integer, of_class, settle, text
 from ..arguments.names import check_names
 from ..decoder.kv_cache import CacheOptions
 from ..errors import Phi4Error
@@ -42,11 +42,12 @@ ENGINE_KINDS = {
     "kv_group_size": integer(1),
     "quantized_kv_start": integer(0),
     "max_kv_size": integer(16) | None,
+    "speculation": Kind(_speculation) | None,
+    "prediction": text | None,
     "prompt_cache": of_class("PromptCache", "a PromptCache") | None,
     "media_cache": of_class("MediaCache", "a MediaCache") | None,
     "progress": function | None,
-    "speculation": Kind(_speculation) | None,
-    "prediction": text | None,
+    "think_first": flag,
 }
 
 
@@ -63,16 +64,17 @@ class GenerationOptions(Sampling):
         kv_bits: 8 or 4 keeps keys and values in so many bits, in groups of ``kv_group_size`` along a head, from
             ``quantized_kv_start`` tokens on.
         max_kv_size: keeps the first 4 and the last tokens only, so many in all.
-        prompt_cache: begin with what it shares with the prompt, and leave the sequence in it.
-        media_cache: embeddings of pictures and clips that were seen already.
-        progress: called with (prompt tokens done, of how many).
         speculation: tokens are drafted and verified side by side, which changes the answer's speed alone: "lookup"
             drafts from where prompt or answer went on alike before, a loaded model of the same vocabulary (or the pair
             that ``load`` gives) by itself. None or "none": not.
         prediction: a text that most of the answer is expected to be, from which it is drafted.
+        prompt_cache: begin with what it shares with the prompt, and leave the sequence in it.
+        media_cache: embeddings of pictures and clips that were seen already.
+        progress: called with (prompt tokens done, of how many).
         schema: a JSON schema, or a pydantic model: the answer is JSON that it describes. At most one of this and
             ``regex``, which the answer matches as a whole, ``choice``, texts of which it is one, and ``lark``, a
-            grammar in llguidance's dialect.
+            grammar in llguidance's dialect. Each is kept as a ``Grammar``.
+        think_first: whether a ``<think>`` block may come before what they ask for.
     """
 
     max_tokens: int = 256
@@ -83,15 +85,16 @@ class GenerationOptions(Sampling):
     kv_group_size: int = 64
     quantized_kv_start: int = 0
     max_kv_size: int | None = None
+    speculation: str | DraftModel | None = None
+    prediction: str | None = None
     prompt_cache: PromptCache | None = None
     media_cache: MediaCache | None = None
     progress: Callable[[int, int], None] | None = None
-    speculation: str | DraftModel | None = None
-    prediction: str | None = None
-    schema: dict | type | None = None
-    regex: str | None = None
-    choice: list[str] | tuple[str, ...] | None = None
-    lark: str | None = None
+    schema: dict | type | Grammar | None = None
+    regex: str | Grammar | None = None
+    choice: list[str] | tuple[str, ...] | Grammar | None = None
+    lark: str | Grammar | None = None
+    think_first: bool = False
 
     def __post_init__(self):
         """Name every value that is not of its kind, all at once. Raises Phi4Error."""
@@ -99,12 +102,14 @@ class GenerationOptions(Sampling):
         given = [name for name in GRAMMAR_KINDS if getattr(self, name) is not None]
         if len(given) > 1:
             raise Phi4Error(f"{' and '.join(given)} cannot be combined: an answer keeps to one of them")
+        if self.think_first and not given:
+            raise Phi4Error(f"think_first needs one of {', '.join(GRAMMAR_KINDS)}")
 
     @property
     def grammar(self) -> Grammar | None:
         """What the answer keeps to."""
         given = next((name for name in GRAMMAR_KINDS if getattr(self, name) is not None), None)
-        return None if given is None else Grammar.of(given, getattr(self, given))
+        return None if given is None else replace(getattr(self, given), thoughts=self.think_first)
 
     @property
     def kv(self) -> CacheOptions:

@@ -40,6 +40,8 @@ class StepCosts:
         self._plain: dict[int, deque[float]] = {}  # by rows: steps beside the host's work for the next one
         self._verifying: dict[int, dict[int, deque[float]]] = {}  # by rows and drafted tokens: steps on their own
         self._drafting: deque[float] = deque(maxlen=MEASURED)  # of a draft model, for a token of each row
+        self._curves: dict[int, list[float]] = {}  # by rows, as far as they were asked for
+        self._noted = 0
         self.spent = 0.0  # by draft models in this step
 
     @classmethod
@@ -55,13 +57,14 @@ class StepCosts:
         """A step of these rows took so long, with so many drafted tokens beside their own."""
         kinds, kind = self._plain, rows
         if drafted:
-            kinds, kind = (
-                self._verifying.setdefault(rows, {}),
-                COUNTS[min(bisect_left(COUNTS, drafted), len(COUNTS) - 1)],
-            )
+            kinds = self._verifying.setdefault(rows, {})
+            kind = COUNTS[min(bisect_left(COUNTS, drafted), len(COUNTS) - 1)]
         if kind not in kinds:
             kinds[kind] = deque(maxlen=MEASURED)
         kinds[kind].append(seconds)
+        self._noted += 1
+        if drafted or self._noted % MEASURED == 0:  # of plain steps there are many
+            self._curves = {}
 
     def note_drafting(self, tokens: int, seconds: float) -> None:
         """A draft model took so long for so many tokens of each row."""
@@ -73,13 +76,19 @@ class StepCosts:
         """Seconds that a draft model takes for one more token of each row."""
         return statistics.median(self._drafting) if self._drafting else 0.0
 
-    def seconds(self, rows: int, most: int) -> np.ndarray:
-        """(most + 1,) seconds of a step of these rows with so many drafted tokens, as far as is known.
+    def seconds(self, rows: int, most: int) -> list[float]:
+        """Seconds of a step of these rows with 0, 1, ... up to ``most`` drafted tokens and more, as far as is known.
 
         Between measurements a line is drawn, and beyond the last the line goes on. Of numbers of rows that were not
         measured yet, what drafts added to the nearest one counts.
         """
-        counts = np.arange(most + 1)
+        known = self._curves.get(rows, [])
+        if len(known) <= most:
+            known = self._curves[rows] = self._curve(rows, np.arange(2 * most + 1)).tolist()
+        return known
+
+    def _curve(self, rows: int, counts: np.ndarray) -> np.ndarray:
+        """Seconds with so many drafted tokens each."""
         plain = _nearest(self._plain, rows)
         if not self._verifying:
             return (1.0 if plain is None else statistics.median(plain)) * (1 + PRICE * counts)
@@ -103,28 +112,28 @@ def _nearest(kinds: dict, rows: int):
 def shares(wanted: list[Wanted], rows: int, costs: StepCosts) -> list[int]:
     """How many tokens each of the wanted drafts may have in a step of so many rows.
 
-    Tokens are added in the order of their chances as long as the step as a whole brings more tokens a second; none, but
-    those that are tried in any case, where it never brings ``GAIN`` times those of a plain step.
+    Tokens are added in the order of their chances, as many as bring the step as a whole the most tokens a second; none
+    but those that are tried in any case, where that is less than ``GAIN`` times what a plain step brings.
     """
     found = [min(each.tried, len(each.chances)) for each in wanted]
-    more = [
+    more = sorted(
         (-chance, place, number)
         for number, each in enumerate(wanted)
         for place, chance in enumerate(each.chances)
         if place >= found[number]
-    ]
-    if not more:
-        return found
-    more.sort()
+    )
     first = sum(found)
-    depths = [found[number] for number, each in enumerate(wanted) if each.model]
-    depth = max(depths, default=0)
+    seconds, drafting = costs.seconds(rows, first + len(more)), costs.drafting
     tokens = rows + sum(sum(each.chances[:count]) for each, count in zip(wanted, found, strict=True))
-    gained = tokens + np.cumsum([0.0, *(-chance for chance, _, _ in more)])
-    deep = np.maximum.accumulate([depth, *(place + 1 if wanted[n].model else 0 for _, place, n in more)])
-    rates = gained / (costs.seconds(rows, first + len(more))[first:] + costs.drafting * deep)
-    best = int(np.argmax(rates))
-    if first or rates[best] > GAIN * rates[0]:
-        for _, _, number in more[:best]:
-            found[number] += 1
+    depth = max((count for each, count in zip(wanted, found, strict=True) if each.model), default=0)
+    best, best_rate = 0, tokens / (seconds[first] + drafting * depth) * (1 if first else GAIN)
+    for count, (chance, place, number) in enumerate(more, 1):
+        tokens -= chance
+        if wanted[number].model:
+            depth = max(depth, place + 1)
+        rate = tokens / (seconds[first + count] + drafting * depth)
+        if rate > best_rate:
+            best, best_rate = count, rate
+    for _, _, number in more[:best]:
+        found[number] += 1
     return found

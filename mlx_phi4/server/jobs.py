@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ..errors import Phi4Error
 from ..generation.options import GenerationOptions
 from ..generation.sequence import Sequence
+from ..generation.structured import CompiledGrammar
 from ..inputs.processor import Row
 
 
@@ -46,12 +47,14 @@ class Job:
         answers: options of each answer.
         deliver: called in the engine thread with each ``Delivery``; must not block.
         salt: prompts reuse each other's keys and values only under the same salt.
+        form: the grammar of its answers, compiled outside of the engine thread.
     """
 
     row: Row
     answers: list[GenerationOptions]
     deliver: Callable[[Delivery], None]
     salt: str = ""
+    form: CompiledGrammar | None = None
     cached_tokens: int = 0  # prompt tokens that were there already; known once the first answer began
     sequences: list[Sequence] = field(default_factory=list)
     open: int = 0  # answers that have not ended

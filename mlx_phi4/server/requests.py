@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PromptError
+from ..generation.grammars import Grammar
 from ..generation.options import GenerationOptions, answer_number
 from ..generation.sampling import PENALTIES
 from ..generation.speculation import encoded
+from ..generation.structured import CompiledGrammar
 from ..inputs.processor import Processor, Request, Row
 from . import fields
 from .errors import RequestError
 from .fields import boolean, empty, integer, mapping, number, one_of, refused, text
+from .forms import response_format
 from .messages import Fetch, read_messages
 from .names import ModelNames
 
@@ -53,6 +56,7 @@ _COMMON = {
     "stream": boolean,
     "stream_options": mapping,
     "cache_salt": text,
+    "response_format": response_format,
     **_SAMPLING,
     **_BOOKKEEPING,
 }
@@ -61,7 +65,6 @@ CHAT = {
     "max_completion_tokens": integer(1),
     "logprobs": boolean,
     "top_logprobs": integer(0, 20),
-    "response_format": mapping,
     "modalities": lambda value, name: _only_text(value, name),
     "tools": empty,
     "functions": empty,
@@ -87,7 +90,7 @@ class Ask:
     """What a body asks for: rows, and the options of the answers to each.
 
     ``model`` is the name that was asked for, ``logprobs`` whether they are shown, ``include_usage`` whether a stream
-    ends with the usage, ``salt`` whose prompts may share keys and values.
+    ends with the usage, ``salt`` whose prompts may share keys and values, ``form`` the grammar of its answers.
     """
 
     model: str
@@ -97,6 +100,12 @@ class Ask:
     include_usage: bool = False
     logprobs: bool = False
     salt: str = ""
+    form: CompiledGrammar | None = None
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What ``form`` is compiled from, the same for all answers."""
+        return self.answers[0][0].grammar
 
     @property
     def mode(self) -> str:
@@ -114,6 +123,7 @@ class Reader:
     temperature: float
     room: Callable[[Row], int]
     fetch: Fetch | None = None  # gets pictures from addresses that are allowed
+    think_first: bool = False  # a block of thoughts may come before an answer in a given form
 
 
 def read_chat(given: Mapping[str, Any], reader: Reader) -> Ask:
@@ -125,8 +135,6 @@ def read_chat(given: Mapping[str, Any], reader: Reader) -> Ask:
         if "max_tokens" in found:
             raise RequestError("max_tokens and max_completion_tokens are the same; give one", param="max_tokens")
         found["max_tokens"] = found["max_completion_tokens"]
-    if found.get("response_format", {"type": "text"}) != {"type": "text"}:
-        raise fields.unsupported("response_format", 'is supported as {"type": "text"} only')
     if "top_logprobs" in found and not found.get("logprobs"):
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
     logprobs = found.get("top_logprobs", 0) if found.get("logprobs") else None
@@ -135,6 +143,8 @@ def read_chat(given: Mapping[str, Any], reader: Reader) -> Ask:
         _check_length([found["prediction"]], reader, "the prediction")
         encoded(found["prediction"], reader.processor.tokenizer)  # here, so that the engine finds it done
     row = reader.processor.row(Request(read_messages(messages, reader.fetch), adapter=adapter))
+    if reader.think_first and found.get("response_format"):
+        found["response_format"] |= {"think_first": True}
     return _ask(found, [row], reader, logprobs)
 
 
@@ -162,26 +172,20 @@ def _ask(found: dict[str, Any], rows: list[Row], reader: Reader, logprobs: int |
     if "stream_options" in found and not stream:
         raise RequestError("stream_options needs stream: true", param="stream_options", code="invalid_value")
     table = {"include_usage": boolean, "include_obfuscation": one_of(False)}
-    options = fields.read_fields(table, found.get("stream_options", {}), "stream_options.")
+    streamed = fields.read_fields(table, found.get("stream_options", {}), "stream_options.")
     vocabulary = reader.processor.config.decoder.vocab_size
     if beyond := [token for token in found.get("logit_bias", {}) if token >= vocabulary]:
         raise fields.wrong("logit_bias", beyond[0], f"token ids below {vocabulary}")
-    sampling = {"temperature": reader.temperature} | {name: found[name] for name in _SAMPLING if name in found}
-    answers = [
-        _answers(
-            row,
-            found,
-            sampling | {"logprobs": logprobs, "stop": found.get("stop"), "prediction": found.get("prediction")},
-            reader,
-        )
-        for row in rows
-    ]
+    options = {"temperature": reader.temperature} | {name: found[name] for name in _SAMPLING if name in found}
+    options |= {name: found.get(name) for name in ("stop", "prediction")}
+    options |= {"logprobs": logprobs, **found.get("response_format", {})}
+    answers = [_answers(row, found, options, reader) for row in rows]
     return Ask(
         model=found["model"],
         rows=rows,
         answers=answers,
         stream=stream,
-        include_usage=options.get("include_usage", False),
+        include_usage=streamed.get("include_usage", False),
         logprobs=logprobs is not None,
         salt=found.get("cache_salt", ""),
     )

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import anyio
 from anyio import to_thread
 
+from ..errors import Phi4Error
+from ..generation.structured import compiled
 from ..inputs.processor import Processor
 from .engine import Engine
 from .errors import RequestError
@@ -19,6 +21,7 @@ from .requests import Ask
 
 Result = TypeVar("Result")
 PREPARING = 4  # threads that read pictures, recordings and long texts at once
+COMPILING = 2  # grammars at once; whoever asks for none waits for none
 TRANSCRIBING = 8  # recordings that are on their way at once; each holds a thread
 SILENCE = 5.0  # seconds without a token after which somebody looks whether the engine is alive
 
@@ -29,7 +32,7 @@ class Settings:
 
     ``hosts`` are the names that a Host header may have, None for any; ``origins`` the web pages that may call;
     ``media_hosts`` those that pictures are fetched from; ``max_body`` bytes of a request; ``max_requests`` that are
-    being read, waiting or answered.
+    being read, waiting or answered; ``think_first`` whether thoughts may come before an answer in a given form.
     """
 
     temperature: float = 0.0
@@ -40,6 +43,7 @@ class Settings:
     max_requests: int = 512
     max_rows: int = 32
     reasoning_in_content: bool = False
+    think_first: bool = False
     media_hosts: frozenset[str] = frozenset()
 
 
@@ -57,6 +61,7 @@ class Service:
         self.draining = False
         self.in_flight = 0  # requests that the engine works for, or will
         self.held = 0  # bytes of bodies in memory
+        self.compiling = anyio.CapacityLimiter(COMPILING)
         self.preparing = anyio.CapacityLimiter(PREPARING)
         self.transcribing = anyio.CapacityLimiter(TRANSCRIBING)
 
@@ -88,6 +93,17 @@ class Service:
         """Call what reads media or long texts, in a thread of its own."""
         return await to_thread.run_sync(prepare, *arguments, limiter=self.preparing)
 
+    async def formed(self, ask: Ask) -> Ask:
+        """An ask with the grammar of its answers, if they have one. Raises RequestError."""
+        grammar = ask.grammar
+        if grammar is None:
+            return ask
+        try:
+            form = await to_thread.run_sync(compiled, grammar, self.processor.tokenizer, limiter=self.compiling)
+        except Phi4Error as error:
+            raise RequestError(str(error), param=grammar.name, code="invalid_value") from None
+        return replace(ask, form=form)
+
 
 @dataclass
 class Asked:
@@ -102,7 +118,7 @@ class Asked:
         self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue()
         first = 0
         for row, answers in zip(self.ask.rows, self.ask.answers, strict=True):
-            job = Job(row, answers, self._deliverer(first), salt=self.ask.salt)
+            job = Job(row, answers, self._deliverer(first), salt=self.ask.salt, form=self.ask.form)
             self.service.metrics.follow(job)
             self.jobs.append(job)
             first += len(answers)
