@@ -130,7 +130,9 @@ class Batch:
             self._flight = self._forward()
         following = self._flight
         constrained = following is not None and any(c.sequence.constraint for c in following.choices)
-        if following is not None and not constrained:
+        if constrained:  # the device computes while this thread finds out which tokens may come
+            mx.async_eval(following.logits)
+        elif following is not None:
             following.choose()
         tokens, self._failed = self._failed, []
         if flight is not None:

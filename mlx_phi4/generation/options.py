@@ -8,6 +8,8 @@ from typing import TypeVar
 from ..arguments.kinds import Kind, Unfit, choice, function, integer, of_class, settle
 from ..arguments.names import check_names
 from ..decoder.kv_cache import CacheOptions
+from ..errors import Phi4Error
+from .grammars import GRAMMAR_KINDS, Grammar
 from .media_cache import MediaCache
 from .prompt_cache import PromptCache
 from .sampling import SAMPLING_KINDS, Sampling
@@ -54,6 +56,9 @@ class GenerationOptions(Sampling):
         prompt_cache: begin with what it shares with the prompt, and leave the sequence in it.
         media_cache: embeddings of pictures and clips that were seen already.
         progress: called with (prompt tokens done, of how many).
+        schema: a JSON schema, or a pydantic model: the answer is JSON that it describes. At most one of this and
+            ``regex``, which the answer matches as a whole, ``choice``, texts of which it is one, and ``lark``, a
+            grammar in llguidance's dialect.
     """
 
     max_tokens: int = 256
@@ -67,10 +72,23 @@ class GenerationOptions(Sampling):
     prompt_cache: PromptCache | None = None
     media_cache: MediaCache | None = None
     progress: Callable[[int, int], None] | None = None
+    schema: dict | type | None = None
+    regex: str | None = None
+    choice: list[str] | tuple[str, ...] | None = None
+    lark: str | None = None
 
     def __post_init__(self):
         """Name every value that is not of its kind, all at once. Raises Phi4Error."""
-        settle(self, SAMPLING_KINDS | ENGINE_KINDS)
+        settle(self, SAMPLING_KINDS | ENGINE_KINDS | GRAMMAR_KINDS)
+        given = [name for name in GRAMMAR_KINDS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise Phi4Error(f"{' and '.join(given)} cannot be combined: an answer keeps to one of them")
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the answer keeps to."""
+        given = next((name for name in GRAMMAR_KINDS if getattr(self, name) is not None), None)
+        return None if given is None else Grammar.of(given, getattr(self, given))
 
     @property
     def kv(self) -> CacheOptions:

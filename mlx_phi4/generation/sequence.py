@@ -17,6 +17,7 @@ from .constraints import Constraint
 from .media_cache import MediaCache
 from .options import GenerationOptions
 from .sampling import Sampler
+from .structured import compiled
 from .text import AnswerText
 
 Draft = Callable[[list[int]], list[int]]  # tokens of prompt and answer so far -> tokens that may follow
@@ -48,7 +49,7 @@ class Sequence:
         options: see ``GenerationOptions``.
         tokenizer: gives the end tokens and makes text; without it only ``max_tokens`` ends the answer.
         stop_ids: end tokens instead of the tokenizer's.
-        constraint: which tokens may come.
+        constraint: which tokens may come, instead of what the options say.
         draft: proposes tokens that the next step verifies; greedy and seeded answers are the same with and without it.
         shares_cache: the prompt cache serves other rows, too: this one leaves nothing in it.
     """
@@ -68,6 +69,10 @@ class Sequence:
         self.stop_ids = stop_ids if stop_ids is not None else tokenizer.stop_ids if tokenizer else frozenset()
         self.text = AnswerText(tokenizer, self.options.stop) if tokenizer else None
         self.constraint, self.draft, self.shares_cache = constraint, draft, shares_cache
+        if constraint is None and self.options.grammar is not None:
+            if tokenizer is None:
+                raise Phi4Error(f"{self.options.grammar.name} needs a tokenizer")
+            self.constraint = compiled(self.options.grammar, tokenizer).constraint()
         if constraint is not None and draft is not None:
             raise Phi4Error("a constraint and a draft cannot be combined")
         self.state: RowState | None = None
