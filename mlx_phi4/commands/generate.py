@@ -12,6 +12,7 @@ import click
 from ..errors import Phi4Error
 from ..terminal import say, shown
 from . import cli
+from .tools import read_tool_options, tool_options
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..generation.responses import GenerationResponse
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 @click.option("--audio", "audios", multiple=True, help="A recording's path; repeatable.")
 @cli.sampling_options
 @cli.engine_options
+@tool_options
 @click.option("--logit-bias", multiple=True, metavar="ID=BIAS", help="Add to a token's logit; repeatable.")
 @click.option("--logprobs", type=int, help="With --json: log-probabilities, and so many alternatives.")
 @click.option("--prompt-cache-file", help="Begin with what mlx_phi4.cache_prompt saved.")
@@ -43,6 +45,7 @@ def main(model, revision, prompt, images, audios, logit_bias, prompt_cache_file,
     cache_file = cli.check_media([prompt_cache_file] if prompt_cache_file else [])
     options |= {"logit_bias": _biases(logit_bias), "stop": list(options["stop"])}
     cli.check_options(options)
+    options = read_tool_options(options)
     prompt = cli.read_prompt(prompt)
     from ..generation.generate import stream_generate
     from ..loading import load
@@ -69,21 +72,29 @@ def _biases(given: tuple[str, ...]) -> dict[int, float]:
 
 
 def print_stream(stream: "Iterator[GenerationResponse]", as_json: bool, quiet: bool) -> None:
-    """Text to stdout as it comes (or one JSON object at the end), statistics to stderr."""
-    text, tokens, logprobs, last = "", [], [], None
+    """Text to stdout as it comes, calls of tools behind it (or one JSON object at the end), statistics to stderr."""
+    from ..inputs.tools import spelled
+
+    text, tokens, logprobs, calls, last = "", [], [], [], None
     terminal = sys.stdout.isatty()
     for last in stream:
         text += last.text
         tokens.append(last.token)
+        calls += last.tool_calls
         logprobs.append({"logprob": last.logprob, "top_logprobs": last.top_logprobs})
         if not as_json:
             print(shown(last.text) if terminal else last.text, end="", flush=True)
     if as_json:
         whole = asdict(last) | {"text": text, "tokens": tokens}
-        del whole["logprob"], whole["top_logprobs"]
+        del whole["logprob"], whole["top_logprobs"], whole["tool_calls"]
+        if calls:
+            whole["tool_calls"] = [asdict(call) for call in calls]
         if last.logprob is not None:
             whole["logprobs"] = logprobs
         print(json.dumps(whole, ensure_ascii=False))
+    elif calls:
+        written = ("\n" if text else "") + spelled(calls)
+        print(shown(written) if terminal else written)
     else:
         print()
     sys.stdout.flush()

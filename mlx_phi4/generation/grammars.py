@@ -35,12 +35,13 @@ GRAMMAR_KINDS = {
 
 @dataclass(frozen=True)
 class Grammar:
-    """The form of a whole answer: ``text`` is JSON for "json_schema", llguidance's dialect of Lark for "lark".
+    """The form of a whole answer: ``text`` is JSON for "json_schema", llguidance's dialect of Lark for "lark", and for
+    "grammars" JSON of several grammars, as the library has them.
 
     ``name`` is what messages call it: the option or field that it came from.
     """
 
-    kind: Literal["json_schema", "regex", "lark"]
+    kind: Literal["json_schema", "regex", "lark", "grammars"]
     text: str
     name: str = "grammar"
 

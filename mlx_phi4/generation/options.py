@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
-from ..arguments.kinds import Kind, Unfit, choice, function, integer, of_class, settle
+from ..arguments.kinds import Kind, Unfit, choice, flag, function, integer, of_class, settle
 from ..arguments.names import check_names
 from ..decoder.kv_cache import CacheOptions
 from ..errors import Phi4Error
+from ..inputs.tools import ToolChoice, tool_choice
 from .grammars import GRAMMAR_KINDS, Grammar
 from .media_cache import MediaCache
 from .prompt_cache import PromptCache
@@ -37,6 +38,8 @@ ENGINE_KINDS = {
     "prompt_cache": of_class("PromptCache", "a PromptCache") | None,
     "media_cache": of_class("MediaCache", "a MediaCache") | None,
     "progress": function | None,
+    "tool_choice": Kind(tool_choice) | None,
+    "parallel_tool_calls": flag,
 }
 
 
@@ -56,6 +59,8 @@ class GenerationOptions(Sampling):
         prompt_cache: begin with what it shares with the prompt, and leave the sequence in it.
         media_cache: embeddings of pictures and clips that were seen already.
         progress: called with (prompt tokens done, of how many).
+        tool_choice: "auto" (with tools, the default), "none", "required", or a tool's name, also in OpenAI's form.
+        parallel_tool_calls: whether an answer may have several calls.
         schema: a JSON schema, or a pydantic model: the answer is JSON that it describes. At most one of this and
             ``regex``, which the answer matches as a whole, ``choice``, texts of which it is one, and ``lark``, a
             grammar in llguidance's dialect.
@@ -72,6 +77,8 @@ class GenerationOptions(Sampling):
     prompt_cache: PromptCache | None = None
     media_cache: MediaCache | None = None
     progress: Callable[[int, int], None] | None = None
+    tool_choice: ToolChoice | str | dict | None = None
+    parallel_tool_calls: bool = True
     schema: dict | type | None = None
     regex: str | None = None
     choice: list[str] | tuple[str, ...] | None = None

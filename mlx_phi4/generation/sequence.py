@@ -11,6 +11,7 @@ from ..decoder.state import RowState, Run
 from ..errors import Phi4Error, PromptError
 from ..inputs.processor import Row
 from ..inputs.tokenizer import Tokenizer
+from ..inputs.tools import ToolCall
 from ..modalities import Medium, Slices, projector_of
 from ..model import Phi4
 from .constraints import Constraint
@@ -18,7 +19,8 @@ from .media_cache import MediaCache
 from .options import GenerationOptions
 from .sampling import Sampler
 from .structured import compiled
-from .text import AnswerText
+from .tool_calls import answer_text
+from .tool_choice import choose_calls
 
 Draft = Callable[[list[int]], list[int]]  # tokens of prompt and answer so far -> tokens that may follow
 
@@ -28,8 +30,9 @@ class SequenceToken:
     """One more token of a sequence, or what ended it.
 
     ``text`` is the new piece that is certain, possibly empty; ``logprob`` and ``top_logprobs`` (best first) where they
-    were asked for; ``finish_reason`` is None, "stop" (an end token or a stop string), "length" or "error", and then
-    ``error`` says why and ``token`` is None. A row that was retired has "cancelled", and no token says so.
+    were asked for; ``finish_reason`` is None, "stop" (an end token or a stop string), "tool_calls", "length" or
+    "error", and then ``error`` says why and ``token`` is None. A row that was retired has "cancelled", and no token
+    says so. ``tool_calls`` are those that are whole with this token.
     """
 
     sequence: "Sequence"
@@ -39,6 +42,7 @@ class SequenceToken:
     top_logprobs: tuple[tuple[int, float], ...] | None = None
     finish_reason: str | None = None
     error: Exception | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class Sequence:
@@ -67,9 +71,11 @@ class Sequence:
     ):
         self.row, self.options = row, options or GenerationOptions()
         self.stop_ids = stop_ids if stop_ids is not None else tokenizer.stop_ids if tokenizer else frozenset()
-        self.text = AnswerText(tokenizer, self.options.stop) if tokenizer else None
+        self.text = answer_text(row.tools, self.options, tokenizer) if tokenizer else None
         self.constraint, self.draft, self.shares_cache = constraint, draft, shares_cache
-        if constraint is None and self.options.grammar is not None:
+        if constraint is None and tokenizer is not None and (row.tools or self.options.tool_choice is not None):
+            self.options, self.constraint = choose_calls(row.tools, self.options, tokenizer)
+        elif constraint is None and self.options.grammar is not None:
             if tokenizer is None:
                 raise Phi4Error(f"{self.options.grammar.name} needs a tokenizer")
             self.constraint = compiled(self.options.grammar, tokenizer).constraint()
@@ -264,7 +270,9 @@ class Sequence:
             self.finish_reason = "length"
         if self.finish_reason and self.text:
             text += self.text.finish()
-        return SequenceToken(self, token, text, logprob, top, self.finish_reason)
+            self.finish_reason = self.text.reason(self.finish_reason)
+        calls = self.text.calls() if self.text else ()
+        return SequenceToken(self, token, text, logprob, top, self.finish_reason, tool_calls=calls)
 
     def fail(self, error: Exception) -> SequenceToken:
         """End with an error."""

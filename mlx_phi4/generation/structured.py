@@ -9,6 +9,7 @@ not in terminals. Text that goes on until such a token is a terminal in front of
     TEXT: /(.|\\n)*/
 """
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -92,7 +93,7 @@ class CompiledGrammar:
         llguidance = library()
         self.grammar, self.table = grammar, table
         self._lock = threading.Lock()
-        self._first = llguidance.LLMatcher(table.tokenizer, _definition(grammar), log_level=0)
+        self._first = llguidance.LLMatcher(table.tokenizer, definition(grammar), log_level=0)
         if self._first.is_error():
             raise Phi4Error(f"{grammar.name} cannot be used: {self._first.get_error()}")
         begun = GrammarConstraint(self._first, table, grammar.name)  # the copies find what it computes done
@@ -105,13 +106,18 @@ class CompiledGrammar:
             return GrammarConstraint(self._first.deep_copy(), self.table, self.grammar.name)
 
 
-def _definition(grammar: Grammar) -> str:
+def definition(grammar: Grammar) -> str:
+    """A grammar as the library has it: JSON of a list of grammars, of which the first is meant."""
+    if grammar.kind == "grammars":
+        return grammar.text
+    if grammar.kind == "lark":
+        return json.dumps({"grammars": [{"lark_grammar": grammar.text}]})
     matcher = library().LLMatcher
-    if grammar.kind == "json_schema":
-        return matcher.grammar_from_json_schema(
-            grammar.text, overrides={"whitespace_pattern": WHITE_SPACE_IN_JSON, "lenient": False}
-        )
-    return (matcher.grammar_from_regex if grammar.kind == "regex" else matcher.grammar_from_lark)(grammar.text)
+    if grammar.kind == "regex":
+        return matcher.grammar_from_regex(grammar.text)
+    return matcher.grammar_from_json_schema(
+        grammar.text, overrides={"whitespace_pattern": WHITE_SPACE_IN_JSON, "lenient": False}
+    )
 
 
 class GrammarConstraint:

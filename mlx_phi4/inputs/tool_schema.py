@@ -10,7 +10,7 @@ from typing import Any
 from ..arguments.kinds import shown
 from ..errors import PromptError
 
-TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")  # of JSON schema
+JSON_TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")  # of JSON schema
 PYTHON_TYPES = {
     "str": "string", "int": "integer", "float": "number", "bool": "boolean", "list": "array", "tuple": "array",
     "set": "array", "dict": "object",
@@ -24,7 +24,8 @@ _PYTHON_TYPE = re.compile(r"(?:(\w+)(?:\[(.*)\])?)\s*(,\s*optional)?", re.DOTALL
 
 def is_schema(parameters: dict) -> bool:
     """Whether they are a JSON schema; else they are Phi's table, in which a parameter may have any name."""
-    if isinstance(parameters.get("type"), (str, list)) and parameters["type"] not in PYTHON_TYPES:
+    kind = parameters.get("type")
+    if isinstance(kind, list) or (isinstance(kind, str) and kind not in PYTHON_TYPES):
         return True
     properties = parameters.get("properties")
     if isinstance(properties, dict) and not isinstance(properties.get("type"), str):
@@ -87,7 +88,7 @@ def _type(kind: str) -> dict | None:
     if name == "any":
         return {}
     plain = PYTHON_TYPES.get(name, name)
-    if plain not in TYPES:
+    if plain not in JSON_TYPES:
         return None
     items = _type(inner) if plain == "array" and inner else None
     return {"type": plain} | ({"items": items} if items else {})
@@ -101,8 +102,10 @@ def _check(schema: Any, where: str, depth: int = 0) -> None:
         found = "nested too deep" if isinstance(schema, dict) else f"{shown(schema)}, which is no JSON schema"
         raise PromptError(f"{where[:200]} is {found}")
     kinds = schema.get("type", [])
-    if not all(isinstance(kind, str) and kind in TYPES for kind in (kinds if isinstance(kinds, list) else [kinds])):
-        raise PromptError(f"{where}.type is {shown(kinds)}, expected {', '.join(TYPES)}")
+    if not all(
+        isinstance(kind, str) and kind in JSON_TYPES for kind in (kinds if isinstance(kinds, list) else [kinds])
+    ):
+        raise PromptError(f"{where}.type is {shown(kinds)}, expected {', '.join(JSON_TYPES)}")
     for key in schema.keys() & {"required", "enum", *_TABLES, *_LISTS}:
         if not isinstance(schema[key], dict if key in _TABLES else list):
             expected = "an object" if key in _TABLES else "a list"

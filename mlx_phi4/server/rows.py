@@ -121,11 +121,11 @@ class Rows:
         shared = SharedPrefixes(self.prefixes, job.salt)
         extra = {"media_cache": self.media, "prompt_cache": shared, "prefill_step_size": self.piece}
         options: list[GenerationOptions] = [replace(answer, **extra) for answer in job.answers]
-        job.sequences = [
-            Sequence(job.row, answer, self._processor.tokenizer, shares_cache=index > 0)
-            for index, answer in enumerate(options)
-        ]
         try:
+            job.sequences = [
+                Sequence(job.row, answer, self._processor.tokenizer, shares_cache=index > 0)
+                for index, answer in enumerate(options)
+            ]
             self._batch.admit(*job.sequences)
         except Exception as error:  # the row's own affair; the others go on
             job.end(error)
@@ -191,7 +191,7 @@ class Rows:
             self.counts[f"tokens {job.row.mode}"] += len(token.sequence.tokens)
         last = token.finish_reason is not None and not job.open
         details = token.text, token.token, token.logprob, token.top_logprobs, token.finish_reason, token.error
-        job.deliver(Delivery(index, *details, last))
+        job.deliver(Delivery(index, *details, last, token.tool_calls))
 
     def clear(self) -> list[Job]:
         """Forget all rows after a step that failed; their jobs, each once."""
