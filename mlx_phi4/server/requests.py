@@ -208,6 +208,8 @@ def _texts(messages: Any) -> Iterator[str]:
             text = part.get("text") if isinstance(part, dict) else part
             if isinstance(text, str):
                 yield text
+        if isinstance(message, dict) and message.get("tool_calls"):
+            yield dumps(message["tool_calls"])
 
 
 def _check_length(texts: Iterable[str], reader: Reader) -> None:
