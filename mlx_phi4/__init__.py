@@ -31,6 +31,7 @@ __all__ = [
     "PromptCache",
     "Request",
     "Segment",
+    "ToolCall",
     "Transcript",
     "batch_generate",
     "benchmark",

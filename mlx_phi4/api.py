@@ -13,6 +13,7 @@ from .generation.media_cache import MediaCache
 from .generation.prompt_cache import PromptCache
 from .generation.responses import GenerationResponse
 from .inputs.processor import Inputs, Processor, Request
+from .inputs.tools import ToolCall
 from .loading import load
 from .modalities import Mode
 from .model import Phi4
@@ -31,6 +32,7 @@ __all__ = [
     "PromptCache",
     "Request",
     "Segment",
+    "ToolCall",
     "Transcript",
     "batch_generate",
     "benchmark",

@@ -17,6 +17,7 @@ from .device import exclusive, wire_memory
 from .errors import Phi4Error
 from .generation.draft_model import DraftModel
 from .inputs.processor import Processor
+from .inputs.tools import RESULT_ROLES
 from .model import Phi4
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -47,6 +48,7 @@ def _bits(value):
     lazy=kinds.flag,
     quantize=kinds.Kind(_bits),
     quiet=kinds.flag,
+    tool_results=kinds.choice(*RESULT_ROLES),
 )
 def load(
     path_or_hub_id: str | Path,
@@ -56,6 +58,7 @@ def load(
     lazy: bool = True,
     quantize: int | bool | None = None,
     quiet: bool = False,
+    tool_results: str = RESULT_ROLES[0],
 ) -> tuple[Phi4, Processor]:
     """Load a model, the same one as ``--model`` of the commands.
 
@@ -70,6 +73,8 @@ def load(
             cache folder; see ``converter.first_use.cached_folder``. True: 4 bits. False: a hub id's weights as they are
             published.
         quiet: nothing on standard error while the hub is asked and weights are converted.
+        tool_results: whose turn the results of tools are in prompts, "tool_response" or, as the published template has
+            messages of that role, "tool".
 
     Raises:
         Phi4Error: the folder, its configuration or its tensors do not fit; in one line.
@@ -91,7 +96,7 @@ def load(
         if not lazy:
             mx.eval(model.parameters())
     wire_memory()
-    return model, Processor(checkpoint.config, tokenizer)
+    return model, Processor(checkpoint.config, tokenizer, tool_results=tool_results)
 
 
 def load_draft(path_or_hub_id: str | Path, model: Phi4, processor: Processor, *, quiet: bool = False) -> DraftModel:

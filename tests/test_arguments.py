@@ -76,6 +76,7 @@ def valid(loaded, checkpoint, tmp_path_factory):
         "Processor.__call__": {"prompt": "x"}, "Processor.batch": {"requests": ["x"]}, "Request": {"prompt": "x"},
         "PromptCache.load": {"path": folder / "cache.safetensors", "model": model},
         "PromptCache.save": {"path": folder / "other.safetensors", "model": model},
+        "ToolCall": {"name": "f", "arguments": {}},
         "Segment": {"start": 0, "end": 1, "text": "word"}, "Transcript": {"segments": [], "duration": 1},
         "Transcript.from_json": {"text": transcript.to_json()}, "Transcript.render": {"format": "srt"},
         "batch_generate": both | {"requests": ["x"], "max_tokens": 1}, "cache_prompt": asked | {"max_tokens": 1},

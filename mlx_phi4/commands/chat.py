@@ -10,6 +10,7 @@ from ..arguments.names import takes
 from ..generation.chat import MAX_TOKENS
 from . import cli
 from .speculation import check_speculation, open_speculation, speculation_options
+from .tools import read_tool_options, results_option, tool_options
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..inputs.processor import Processor
@@ -33,6 +34,7 @@ def chat(
     system: str | None = None,
     images: Path | str | list | None = None,
     audios: Path | str | list | None = None,
+    tools: list[dict] | str | None = None,
     hide_thinking: bool = False,
     stats: bool = False,
     quiet: bool = False,
@@ -43,6 +45,7 @@ def chat(
     Args:
         system: a system message in front.
         images, audios: a path, or a list of them, that belong to the first turn.
+        tools: what the model may call; a call is shown, and ``/result`` answers it.
         hide_thinking: leave ``<think>`` blocks out of what is shown; the history keeps them.
         stats: a line of statistics after each answer.
         quiet: no greeting and no progress.
@@ -56,9 +59,9 @@ def chat(
     from ..generation.options import make_options
     from .repl import Repl
 
-    make_options(options, also=("system", "images", "audios", "quiet"))
+    make_options(options, also=("system", "images", "audios", "tools", "quiet"))
 
-    talk = Chat(model, processor, system=system, **options)
+    talk = Chat(model, processor, system=system, tools=tools, **options)
     for path in images or []:
         talk.attach_image(path)
     for path in audios or []:
@@ -75,10 +78,12 @@ def chat(
 @cli.form_options
 @cli.engine_options
 @speculation_options
+@tool_options
+@results_option
 @click.option("--hide-thinking", is_flag=True, help="Do not show <think> blocks.")
 @click.option("--stats", is_flag=True, help="A line of statistics after each answer.")
 @click.option("--quiet", is_flag=True, help="No greeting and no progress.")
-def main(model, revision, quiet, stop, speculation, draft_model, **options):
+def main(model, revision, quiet, stop, speculation, draft_model, tool_results, **options):
     """Talk with a Phi-4 model about text, pictures and recordings.
 
     Standard output gets the answers and nothing else. /help lists what else can be typed.
@@ -88,9 +93,10 @@ def main(model, revision, quiet, stop, speculation, draft_model, **options):
     options = cli.read_form(options)
     cli.check_options(options)
     check_speculation(speculation, draft_model)
+    options = read_tool_options(options)
     from ..loading import load
 
-    model, processor = load(model, revision=revision, quiet=quiet)
+    model, processor = load(model, revision=revision, quiet=quiet, tool_results=tool_results)
     options["speculation"] = open_speculation(speculation, draft_model, model, processor, quiet)
     chat(model, processor, quiet=quiet, **options)
 

@@ -13,6 +13,7 @@ from ..errors import Phi4Error
 from ..terminal import say, shown
 from . import cli
 from .speculation import check_speculation, open_speculation, speculation_options
+from .tools import read_tool_options, tool_options
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..generation.responses import GenerationResponse
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 @cli.form_options
 @cli.engine_options
 @speculation_options
+@tool_options
 @click.option("--logit-bias", multiple=True, metavar="ID=BIAS", help="Add to a token's logit; repeatable.")
 @click.option("--logprobs", type=int, help="With --json: log-probabilities, and so many alternatives.")
 @click.option("--prompt-cache-file", help="Begin with what mlx_phi4.cache_prompt saved.")
@@ -61,6 +63,7 @@ def main(
     options = cli.read_form(options)
     cli.check_options(options)
     check_speculation(options["speculation"], draft_model)
+    options = read_tool_options(options)
     prompt = cli.read_prompt(prompt)
     from ..generation.generate import stream_generate
     from ..loading import load
@@ -88,21 +91,29 @@ def _biases(given: tuple[str, ...]) -> dict[int, float]:
 
 
 def print_stream(stream: "Iterator[GenerationResponse]", as_json: bool, quiet: bool) -> None:
-    """Text to stdout as it comes (or one JSON object at the end), statistics to stderr."""
-    text, tokens, logprobs, last = "", [], [], None
+    """Text to stdout as it comes, calls of tools behind it (or one JSON object at the end), statistics to stderr."""
+    from ..inputs.tools import spelled
+
+    text, tokens, logprobs, calls, last = "", [], [], [], None
     terminal = sys.stdout.isatty()
     for last in stream:
         text += last.text
         tokens.append(last.token)
+        calls += last.tool_calls
         logprobs.append({"logprob": last.logprob, "top_logprobs": last.top_logprobs})
         if not as_json:
             print(shown(last.text) if terminal else last.text, end="", flush=True)
     if as_json:
         whole = asdict(last) | {"text": text, "tokens": tokens}
-        del whole["logprob"], whole["top_logprobs"]
+        del whole["logprob"], whole["top_logprobs"], whole["tool_calls"]
+        if calls:
+            whole["tool_calls"] = [asdict(call) for call in calls]
         if last.logprob is not None:
             whole["logprobs"] = logprobs
         print(json.dumps(whole, ensure_ascii=False))
+    elif calls:
+        written = ("\n" if text else "") + spelled(calls)
+        print(shown(written) if terminal else written)
     else:
         print()
     sys.stdout.flush()

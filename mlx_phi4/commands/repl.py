@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Phi4Error, PromptError
 from ..files import expanded, taken, why_not_file
+from ..inputs.tools import spelled
 from ..terminal import say, say_error
 from . import cli
 from .lines import Messages
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 HELP = """\
 /image PATH    attach a picture to your next message
 /audio PATH    attach a recording to your next message; an empty line sends it alone
+/result TEXT   what a tool gives back for the call that the model asked for; the answer to it follows
 /attached      list what goes with your next message
 /undo          take back your last message and its answer
 /clear         forget the conversation and what is attached
@@ -44,6 +46,7 @@ class Repl:
         self.chat, self._hide, self._stats = chat, hide_thinking, stats
         self._greet = not quiet and sys.stdin.isatty()
         self._pressed = False
+        self._results: list[str] = []  # for the first of the last answer's calls
         self._written: set[str] = set()  # files of this conversation
         self._kept: list[dict] = []  # the turns that the last one of them holds
         self._show_progress = chat.options.get("progress") or cli.prefill_progress(quiet)
@@ -51,6 +54,7 @@ class Repl:
         self.commands: dict[str, Callable[[str], None]] = {
             "/image": lambda path: self._attach(chat.attach_image, path),
             "/audio": lambda path: self._attach(chat.attach_audio, path),
+            "/result": self._result,
             "/attached": self._list_attached,
             "/undo": self._undo,
             "/clear": self._clear,
@@ -99,11 +103,11 @@ class Repl:
         name, _, rest = message.partition(" ")
         if not message:
             if any(part["type"] == "audio" for part in self.chat.attached):  # a spoken question alone
-                self._answer("")
+                self._send("")
             elif self.chat.attached:
                 say("[a picture waits for a question]")
         elif message.startswith("//") or not message.startswith("/"):
-            self._answer(message.removeprefix("/"))
+            self._send(message.removeprefix("/"))
         elif name not in self.commands:
             say_error(f"unknown command {name}; /help lists them, //... sends a text that begins with /")
         else:
@@ -114,15 +118,31 @@ class Repl:
             except Exception as error:  # a library's surprise must not cost the conversation
                 say_error(f"{name}: {type(error).__name__}: {error}")
 
-    def _answer(self, text: str) -> None:
-        screen, before = Screen(self._hide), len(self.chat.turns)
+    def _send(self, text: str) -> None:
+        self._answer(self.chat.send(text))
+
+    def _result(self, text: str) -> None:
+        calls = self.chat.calls
+        if len(self._results) < len(calls):
+            self._results.append(text)
+        if not calls:
+            raise Phi4Error("no call waits for a result")
+        if len(self._results) < len(calls):
+            say(f"[{len(calls) - len(self._results)} more]")
+        else:
+            self._answer(self.chat.send_results(self._results))
+
+    def _answer(self, answer: Iterator[str]) -> None:
+        screen, before, self._results = Screen(self._hide), len(self.chat.turns), []
         self.chat.last = failed = None
         try:
-            with self._ctrl_c_noted(), closing(self.chat.send(text)) as pieces:
+            with self._ctrl_c_noted(), closing(answer) as pieces:
                 for piece in pieces:
                     screen.write(piece)
                     if self._pressed:
                         break
+            if self.chat.calls:
+                screen.write(("\n" if screen.shown else "") + spelled(self.chat.calls))
         except PromptError as error:
             say_error(error, "; /clear begins a new conversation" if before else "")
             return
@@ -148,6 +168,8 @@ class Repl:
             say("[stopped; kept as far as it came]")
         elif last.finish_reason == "length":
             say(f"[the answer was cut after {last.generation_tokens} tokens; --max-tokens allows more]")
+        if calls := self.chat.calls:
+            say(f"[/result TEXT gives what {', '.join(call.name for call in calls)} gave back]")
         if screen.hidden and not screen.shown:
             say("[nothing but thinking came; --hide-thinking hides it]")
         if self._stats:

@@ -7,6 +7,7 @@ import click
 from ..errors import Phi4Error
 from . import cli
 from .speculation import check_speculation, open_speculation, speculation_options
+from .tools import results_option
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -29,6 +30,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 @click.option("--allowed-host", "hosts", multiple=True, help="A name behind a proxy; repeatable.")
 @click.option("--allow-media-host", "media_hosts", multiple=True, help="Fetch pictures from this host; repeatable.")
 @click.option("--root-path", default="", help="Path under which a proxy shows the server.")
+@results_option
 @click.option("--reasoning-in-content", is_flag=True, help="Leave <think> blocks in the answers' text.")
 @click.option("--think-first", is_flag=True, help="A <think> block may come before an answer in a given form.")
 @click.option("--log-json", is_flag=True, help="Log lines as JSON.")
@@ -47,6 +49,7 @@ def main(
     idle_unload,
     speculation,
     draft_model,
+    tool_results,
     **options,
 ):
     """Serve a Phi-4 model to any client of OpenAI's protocol.
@@ -74,8 +77,9 @@ def main(
 
         memory = None if memory_limit is None else int(memory_limit * 1e9)
         limits = Limits(max_rows, memory, stall=None if max_stall_ms is None else max_stall_ms / 1000)
-        reload = partial(load, model, revision=revision, lazy=False, quiet=True)
-        loaded = load(model, revision=revision, lazy=False)
+        told = {"revision": revision, "lazy": False, "tool_results": tool_results}
+        reload = partial(load, model, quiet=True, **told)
+        loaded = load(model, **told)
         speculate = partial(open_speculation, speculation, draft_model)
         return Engine(*loaded, limits, max_queue=max_queue, reload=reload, idle_unload=idle_unload, speculate=speculate)
 

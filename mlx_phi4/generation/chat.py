@@ -1,9 +1,9 @@
 """A conversation that remembers."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..arguments import kinds
 from ..arguments.names import takes
@@ -12,6 +12,7 @@ from ..files import expanded, write_whole
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..inputs.processor import Processor
+    from ..inputs.tools import ToolCall
     from ..model import Phi4
     from .responses import GenerationResponse
 
@@ -28,13 +29,24 @@ class Chat:
     """
 
     @takes(model=kinds.model, processor=kinds.processor, system=kinds.text | None)
-    def __init__(self, model: "Phi4", processor: "Processor", *, system: str | None = None, **options):
-        """``options`` are those of ``stream_generate``. Raises Phi4Error if one is out of its range."""
+    def __init__(
+        self,
+        model: "Phi4",
+        processor: "Processor",
+        *,
+        system: str | None = None,
+        tools: list[dict] | str | None = None,
+        **options,
+    ):
+        """``tools`` are what the model may call; ``options`` are those of ``stream_generate``.
+
+        Raises Phi4Error if one is out of its range.
+        """
         from .prompt_cache import PromptCache
 
-        self.model, self.processor, self.system = model, processor, system
+        self.model, self.processor, self.system, self.tools = model, processor, system, tools
         self.options = {"max_tokens": MAX_TOKENS} | options
-        _check(processor, self.options)
+        _check(processor, self.options, tools)
         self.cache = PromptCache()
         self.turns: list[dict] = []
         self.attached: list[dict] = []
@@ -76,22 +88,51 @@ class Chat:
         Closing the iterator stops the answer; the turn is kept as far as it came. Raises Phi4Error before the first
         piece if the conversation does not fit.
         """
-        from .generate import stream_generate
-
         if not text.strip() and not self.attached:
             raise PromptError("there is nothing to send")
         _check_text(text)
         spoken = _literal(text) if text.strip() else []
         content = [*self.attached, *_parts(spoken)] if self.attached else spoken
-        asked = {"role": "user", "content": content}
-        self.last, answer = None, ""
+        yield from self._answer([{"role": "user", "content": content}])
+
+    @property
+    def calls(self) -> tuple["ToolCall", ...]:
+        """Calls of tools in the last answer."""
+        return tuple(self.turns[-1].get("tool_calls", ())) if self.turns else ()
+
+    def send_results(self, results: Iterable | Mapping) -> Iterator[str]:
+        """Give the results of the last answer's ``calls``, and yield the answer to them as ``send`` does.
+
+        Args:
+            results: one for each call in their order, or by the calls' ids; what is no string is written as JSON.
+        """
+        given = [results.get(call.id) for call in self.calls] if isinstance(results, Mapping) else list(results)
+        if not self.calls or len(given) != len(self.calls) or (isinstance(results, Mapping) and None in given):
+            raise PromptError(f"results are {kinds.shown(results)}, expected one for each of {len(self.calls)} calls")
+        yield from self._answer(
+            [
+                {"role": "tool", "tool_call_id": call.id, "content": _result(result)}
+                for call, result in zip(self.calls, given, strict=True)
+            ]
+        )
+
+    def _answer(self, asked: list[dict]) -> Iterator[str]:
+        from .generate import stream_generate
+
+        self.last, answer, calls = None, "", []
         responses = stream_generate(
-            self.model, self.processor, [*self.messages, asked], prompt_cache=self.cache, **self.options
+            self.model,
+            self.processor,
+            [*self.messages, *asked],
+            tools=self.tools,
+            prompt_cache=self.cache,
+            **self.options,
         )
         try:
             try:
                 for self.last in responses:
                     answer += self.last.text
+                    calls += self.last.tool_calls
                     yield self.last.text
             except GeneratorExit:
                 responses.close()
@@ -101,15 +142,16 @@ class Chat:
             # whatever was interrupted in the middle of a step must not be gone on with
             self.cache.clear()
             raise
-        self.turns += [asked, {"role": "assistant", "content": _literal(answer)}]
-        self.attached = []
+        self.turns += [*asked, {"role": "assistant", "content": _literal(answer)} | _called(calls)]
+        self.attached = [] if asked[0]["role"] == "user" else self.attached
 
     def undo(self) -> dict:
-        """Take back the last turn, question and answer, and return the question. Raises Phi4Error if there is none."""
+        """Take back the last question with all that followed, and return it. Raises Phi4Error if there is none."""
         if not self.turns:
             raise Phi4Error("there is no turn to take back")
-        asked, _ = self.turns[-2:]
-        self.turns = self.turns[:-2]  # the cache stays: the next turn reuses it as far as it begins alike
+        last = max(index for index, turn in enumerate(self.turns) if turn["role"] == "user")
+        asked = self.turns[last]
+        self.turns = self.turns[:last]  # the cache stays: the next turn reuses it as far as it begins alike
         return asked
 
     def clear(self) -> None:
@@ -131,15 +173,19 @@ class Chat:
         return path
 
 
-def _check(processor: "Processor", options: dict) -> None:
+def _check(processor: "Processor", options: dict, tools: list[dict] | str | None) -> None:
     """Refuse options at the start of a chat, not in its first answer."""
+    from ..inputs.tools import read_tools
     from .options import make_options
     from .structured import compiled
     from .text import AnswerText
+    from .tool_choice import choose_calls
 
-    chosen = make_options(options, also=("system",))
+    chosen = make_options(options, also=("system", "tools"))
     AnswerText(processor.tokenizer, chosen.stop)
-    if chosen.grammar is not None:
+    if tools is not None or chosen.tool_choice is not None:
+        choose_calls(read_tools([] if tools is None else tools), chosen, processor.tokenizer)
+    elif chosen.grammar is not None:
         compiled(chosen.grammar, processor.tokenizer)
     decoder = processor.config.decoder
     chosen.kv.check(decoder.head_dim)
@@ -148,6 +194,17 @@ def _check(processor: "Processor", options: dict) -> None:
             f"max_tokens is {chosen.max_tokens}, expected at least 1 and less than the context of "
             f"{decoder.max_position_embeddings}"
         )
+
+
+def _called(calls: list["ToolCall"]) -> dict:
+    return {"tool_calls": calls} if calls else {}
+
+
+def _result(value: Any) -> str:
+    try:
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PromptError(f"the result {kinds.shown(value)} cannot be written as JSON: {error}") from None
 
 
 def _check_text(text: str) -> None:
@@ -182,4 +239,5 @@ def _saved(message: dict) -> dict:
     content = message["content"]
     if isinstance(content, list):
         content = [{k: v for k, v in part.items() if k not in ("image", "audio")} for part in content]
-    return message | {"content": content}
+    calls = {"tool_calls": [call.message for call in message["tool_calls"]]} if "tool_calls" in message else {}
+    return message | {"content": content} | calls

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from ..arguments import kinds
 from ..arguments.names import takes
 from ..inputs.processor import Processor, Request, as_requests
+from ..inputs.tools import spelled
 from ..model import Phi4
 from .batch import Batch
 from .options import answer_number, make_options, takes_options
@@ -34,12 +35,16 @@ def generate(
     system: str | None = None,
     raw: bool = False,
     adapter: str | None = None,
+    tools: list[dict] | str | None = None,
     **options,
 ) -> str:
-    """The whole answer as a string. Arguments as in ``stream_generate``."""
-    request = {"system": system, "raw": raw, "adapter": adapter}
-    stream = stream_generate(model, processor, prompt, images, audios, **request, **options)
-    return "".join(response.text for response in stream)
+    """The whole answer as a string, calls of tools at its end as JSON. Arguments as in ``stream_generate``."""
+    request = {"system": system, "raw": raw, "adapter": adapter, "tools": tools}
+    text, calls = "", []
+    for response in stream_generate(model, processor, prompt, images, audios, **request, **options):
+        text += response.text
+        calls += response.tool_calls
+    return text + (spelled(calls) if calls else "")
 
 
 @_asked
@@ -54,6 +59,7 @@ def stream_generate(
     system: str | None = None,
     raw: bool = False,
     adapter: str | None = None,
+    tools: list[dict] | str | None = None,
     **options,
 ) -> Iterator[GenerationResponse]:
     """Yield one response per generated token, the end token included.
@@ -61,7 +67,7 @@ def stream_generate(
     A prompt cache gets the sequence back at the end or when the caller closes the generator, never after an exception.
 
     Args:
-        prompt, images, audios, system, raw, adapter: see ``Processor.__call__``.
+        prompt, images, audios, system, raw, adapter, tools: see ``Processor.__call__``.
         options: the fields of ``options.GenerationOptions``: how tokens are chosen, ``max_tokens`` and ``stop``, and
             how the prompt is computed and kept.
 
@@ -69,7 +75,7 @@ def stream_generate(
         Phi4Error: a bad argument, prompt or medium, before the first token.
     """
     chosen = make_options(options)
-    row = processor.row(Request(prompt, images, audios, system, raw, adapter=adapter))
+    row = processor.row(Request(prompt, images, audios, system, raw, adapter=adapter, tools=tools))
     batch = Batch(model)
     batch.admit(Sequence(row, chosen, processor.tokenizer))
     try:
@@ -150,6 +156,7 @@ def cache_prompt(
     system: str | None = None,
     raw: bool = False,
     adapter: str | None = None,
+    tools: list[dict] | str | None = None,
     **options,
 ) -> PromptCache:
     """The cache of a prompt, to be saved with ``PromptCache.save`` or given to ``stream_generate``.
@@ -159,7 +166,7 @@ def cache_prompt(
     """
     cache = PromptCache()
     options |= {"prompt_cache": cache, "max_tokens": 1}
-    request = {"system": system, "raw": raw, "adapter": adapter}
+    request = {"system": system, "raw": raw, "adapter": adapter, "tools": tools}
     for _ in stream_generate(model, processor, prompt, images, audios, **request, **options):
         pass
     return cache

@@ -9,6 +9,7 @@ from ..arguments.kinds import Kind, Unfit, choice, flag, function, integer, of_c
 from ..arguments.names import check_names
 from ..decoder.kv_cache import CacheOptions
 from ..errors import Phi4Error
+from ..inputs.tools import ToolChoice, tool_choice
 from .draft_model import DraftModel
 from .grammars import GRAMMAR_KINDS, Grammar
 from .media_cache import MediaCache
@@ -48,6 +49,8 @@ ENGINE_KINDS = {
     "media_cache": of_class("MediaCache", "a MediaCache") | None,
     "progress": function | None,
     "think_first": flag,
+    "tool_choice": Kind(tool_choice) | None,
+    "parallel_tool_calls": flag,
 }
 
 
@@ -71,6 +74,8 @@ class GenerationOptions(Sampling):
         prompt_cache: begin with what it shares with the prompt, and leave the sequence in it.
         media_cache: embeddings of pictures and clips that were seen already.
         progress: called with (prompt tokens done, of how many).
+        tool_choice: "auto" (with tools, the default), "none", "required", or a tool's name, also in OpenAI's form.
+        parallel_tool_calls: whether an answer may have several calls.
         schema: a JSON schema, or a pydantic model: the answer is JSON that it describes. At most one of this and
             ``regex``, which the answer matches as a whole, ``choice``, texts of which it is one, and ``lark``, a
             grammar in llguidance's dialect. Each is kept as a ``Grammar``.
@@ -90,6 +95,8 @@ class GenerationOptions(Sampling):
     prompt_cache: PromptCache | None = None
     media_cache: MediaCache | None = None
     progress: Callable[[int, int], None] | None = None
+    tool_choice: ToolChoice | str | dict | None = None
+    parallel_tool_calls: bool = True
     schema: dict | type | Grammar | None = None
     regex: str | Grammar | None = None
     choice: list[str] | tuple[str, ...] | Grammar | None = None

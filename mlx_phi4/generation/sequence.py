@@ -10,6 +10,7 @@ from ..decoder.state import RowState, Run
 from ..errors import Phi4Error, PromptError
 from ..inputs.processor import Row
 from ..inputs.tokenizer import Tokenizer
+from ..inputs.tools import ToolCall
 from ..modalities import Medium
 from ..model import Phi4
 from .constraints import Constraint
@@ -19,7 +20,8 @@ from .row_media import RowMedia
 from .sampling import Sampler
 from .speculation import Draft, GivenDrafts, drafts_of
 from .structured import compiled
-from .text import AnswerText
+from .tool_calls import answer_text
+from .tool_choice import choose_calls
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,9 @@ class SequenceToken:
     """One more token of a sequence, or what ended it.
 
     ``text`` is the new piece that is certain, possibly empty; ``logprob`` and ``top_logprobs`` (best first) where they
-    were asked for; ``finish_reason`` is None, "stop" (an end token or a stop string), "length" or "error", and then
-    ``error`` says why and ``token`` is None. A row that was retired has "cancelled", and no token says so. ``number``
-    counts the answer's tokens up to this one.
+    were asked for; ``finish_reason`` is None, "stop" (an end token or a stop string), "tool_calls", "length" or
+    "error", and then ``error`` says why and ``token`` is None. A row that was retired has "cancelled", and no token
+    says so. ``number`` counts the answer's tokens up to this one; ``tool_calls`` are those that are whole with it.
     """
 
     sequence: "Sequence"
@@ -40,6 +42,7 @@ class SequenceToken:
     finish_reason: str | None = None
     error: Exception | None = None
     number: int = 0
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class Sequence:
@@ -68,9 +71,11 @@ class Sequence:
     ):
         self.row, self.options = row, options or GenerationOptions()
         self.stop_ids = stop_ids if stop_ids is not None else tokenizer.stop_ids if tokenizer else frozenset()
-        self._tokenizer, self.text = tokenizer, AnswerText(tokenizer, self.options.stop) if tokenizer else None
+        self._tokenizer, self.text = tokenizer, answer_text(row.tools, self.options, tokenizer) if tokenizer else None
         self.constraint, self.shares_cache = constraint, shares_cache
-        if constraint is None and self.options.grammar is not None:
+        if constraint is None and tokenizer is not None and (row.tools or self.options.tool_choice is not None):
+            self.options, self.constraint = choose_calls(row.tools, self.options, tokenizer)
+        elif constraint is None and self.options.grammar is not None:
             if tokenizer is None:
                 raise Phi4Error(f"{self.options.grammar.name} needs a tokenizer")
             self.constraint = compiled(self.options.grammar, tokenizer).constraint()
@@ -262,7 +267,10 @@ class Sequence:
             self.finish_reason = "length"
         if self.finish_reason and self.text:
             text += self.text.finish()
-        return SequenceToken(self, token, text, logprob, top, self.finish_reason, number=len(self.tokens))
+            self.finish_reason = self.text.reason(self.finish_reason)
+        calls = self.text.calls() if self.text else ()
+        reason = self.finish_reason
+        return SequenceToken(self, token, text, logprob, top, reason, number=len(self.tokens), tool_calls=calls)
 
     def drafted(self, count: int, accepted: int) -> None:
         """A draft of so many tokens was verified, of which the first so many were right."""

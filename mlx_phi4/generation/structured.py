@@ -161,6 +161,8 @@ class CompiledGrammar:
 
 def define(grammar: Grammar) -> str:
     """A grammar as llguidance takes it. Raises ValueError."""
+    if grammar.kind == "grammars":
+        return grammar.text
     if grammar.kind == "json_schema":
         schema = json.loads(grammar.text)
         form = {"json_schema": schema | {"x-guidance": IN_JSON}}

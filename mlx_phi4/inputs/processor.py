@@ -16,6 +16,7 @@ from ..errors import MediaError, Phi4Error, PromptError
 from ..modalities import MODALITIES, Medium, adapter_of, chosen_adapter, mode_of
 from .prompt import Slot, build_prompt
 from .tokenizer import Tokenizer
+from .tools import RESULT_ROLES, Tool
 
 
 @checked_fields(prompt=kinds.prompt, system=kinds.text | None, raw=kinds.flag, adapter=kinds.text | None)
@@ -25,7 +26,7 @@ class Request:
 
     ``media`` brings kinds that have no keyword of their own, {kind: list}. ``adapter`` names the one to use instead of
     the mode's; "base" is none. ``options`` are the row's own in ``batch_generate``: sampling, ``stop`` and
-    ``max_tokens``.
+    ``max_tokens``. ``tools`` are those that the model may call, see ``inputs.tools.read_tools``.
     """
 
     prompt: str | list[dict]
@@ -36,6 +37,7 @@ class Request:
     options: dict | None = None
     adapter: str | None = None
     media: dict[str, list] = field(default_factory=dict)
+    tools: list[dict] | str | None = None
 
     def __post_init__(self):
         for name, value in (("options", {} if self.options is None else self.options), ("media", self.media)):
@@ -53,13 +55,15 @@ class Row:
     """One request, ready for the model.
 
     ``ids`` are its L token ids with placeholders expanded to runs, ``media`` pairs (first token, prepared medium),
-    ``mode`` the label of what it holds, ``adapter`` the LoRA that it passes, None for the base alone.
+    ``mode`` the label of what it holds, ``adapter`` the LoRA that it passes, None for the base alone, ``tools`` what
+    its answer may call.
     """
 
     ids: tuple[int, ...]
     media: tuple[tuple[int, Medium], ...] = ()
     mode: str = "text"
     adapter: str | None = None
+    tools: tuple[Tool, ...] = ()
 
     def __repr__(self):
         return f"Row({len(self.ids)} tokens, media={self.media}, mode={self.mode!r}, adapter={self.adapter!r})"
@@ -135,10 +139,12 @@ class Processor:
     @takes(
         config=kinds.of_class("Config", "a Config, which load reads"),
         tokenizer=kinds.of_class("Tokenizer", "a Tokenizer, which load reads"),
+        tool_results=kinds.choice(*RESULT_ROLES),
     )
-    def __init__(self, config: Config, tokenizer: Tokenizer):
+    def __init__(self, config: Config, tokenizer: Tokenizer, *, tool_results: str = RESULT_ROLES[0]):
         self.config = config
         self.tokenizer = tokenizer
+        self.tool_results = tool_results
 
     def __repr__(self):
         kinds_held = [kind for kind, each in MODALITIES.items() if each.held(self.config)]
@@ -154,6 +160,7 @@ class Processor:
         system: str | None = None,
         raw: bool = False,
         adapter: str | None = None,
+        tools: list[dict] | str | None = None,
     ) -> Inputs:
         """One request as a batch of one, without padding.
 
@@ -165,11 +172,12 @@ class Processor:
             system: a system message in front.
             raw: take the string as it stands, special tokens included.
             adapter: instead of the mode's own; "base" is none.
+            tools: functions that the model may call, in OpenAI's form or flat as Phi has them.
 
         Raises:
             PromptError, MediaError: what does not fit, in one line.
         """
-        return self.batch([Request(prompt, images, audios, system, raw, adapter=adapter)])
+        return self.batch([Request(prompt, images, audios, system, raw, adapter=adapter, tools=tools)])
 
     def batch(self, requests: Iterable[Request | str]) -> Inputs:
         """Several requests, of any modes and lengths, padded on the left; a string is a request of that prompt."""
@@ -198,7 +206,8 @@ class Processor:
             if kind not in MODALITIES:
                 raise PromptError(f"media are of kind {kind!r}, expected {', '.join(MODALITIES)}")
             given[kind] = [*given.get(kind, []), *_listed(media)]
-        prompt = build_prompt(self.tokenizer, request.prompt, given, system=request.system, raw=request.raw)
+        said = {"system": request.system, "raw": request.raw, "tools": request.tools}
+        prompt = build_prompt(self.tokenizer, request.prompt, given, **said, result_role=self.tool_results)
         held = [kind for kind, media in prompt.media.items() if media]
         if lacking := [MODALITIES[kind] for kind in held if not MODALITIES[kind].held(self.config)]:
             self.config.check_multimodal()
@@ -223,7 +232,7 @@ class Processor:
         context = self.config.decoder.max_position_embeddings
         if len(ids) > context:
             raise PromptError(f"the prompt has {len(ids)} tokens; the context holds {context}")
-        return Row(tuple(ids), tuple(media), mode, adapter)
+        return Row(tuple(ids), tuple(media), mode, adapter, prompt.tools)
 
 
 def as_requests(requests: Iterable[Request | str]) -> list[Request]:

@@ -43,6 +43,13 @@ def mapping(value: Any, name: str) -> dict:
     return value
 
 
+def listed(value: Any, name: str) -> list:
+    """An array. Raises RequestError."""
+    if not isinstance(value, list):
+        raise wrong(name, value, "an array")
+    return value
+
+
 def integer(least: int, most: int = SAFE_INTEGER) -> Check:
     """An integer in a range."""
     expected = f"an integer from {least} to {most}" if most < SAFE_INTEGER else f"an integer of at least {least}"

@@ -27,16 +27,20 @@ LONGEST_CLIP = 3600  # seconds of a recording inside a message; files of any len
 SOUND_FORMATS = ("wav", "mp3", "flac", "ogg", "opus", "aiff", "m4a", "aac", "mp4", "webm")
 
 Fetch = Callable[[str, str], bytes]  # (address, place in the body) -> what is there
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _MESSAGE = {"role": fields.text, "content": lambda value, name: value}
 _ASSISTANT = _MESSAGE | {
     "reasoning_content": fields.text,
     "refusal": fields.refused,
     "audio": fields.refused,
     "function_call": fields.refused,
-    "tool_calls": fields.empty,
+    "tool_calls": fields.listed,
     "annotations": fields.empty,
 }
+_TOOL = _MESSAGE | {"tool_call_id": fields.text, "name": fields.text}  # the name is the call's, which has it already
+_CALL = {"id": fields.text, "type": fields.one_of("function"), "function": fields.mapping, "index": fields.integer(0)}
+_FUNCTION = {"name": fields.text, "arguments": fields.text}
+_FIELDS = {"assistant": _ASSISTANT, "tool": _TOOL}
 _URL = {"url": fields.text, "detail": fields.one_of("auto", "high")}
 _SOUND = {"data": fields.text, "format": fields.one_of(*SOUND_FORMATS)}
 
@@ -48,18 +52,25 @@ def read_messages(given: Any, fetch: Fetch | None = None) -> list[dict]:
     """
     if not isinstance(given, list) or not given:
         raise fields.wrong("messages", given, "an array of at least one message")
-    return [_message(each, f"messages[{index}]", fetch) for index, each in enumerate(given)]
+    found = [_message(each, f"messages[{index}]", fetch) for index, each in enumerate(given)]
+    called = False
+    for index, message in enumerate(found):
+        called = called or bool(message.get("tool_calls"))
+        if message["role"] == "tool" and not called:
+            where = f"messages[{index}]"
+            raise RequestError(f"{where} is a result, but no message before it calls tools (tool_calls)", param=where)
+    return found
 
 
 def _message(given: Any, where: str, fetch: Fetch | None) -> dict:
     role = given.get("role") if isinstance(given, dict) else None
     if not isinstance(given, dict):
         raise fields.wrong(where, given, "an object")
-    if role in ("tool", "function"):
-        raise fields.unsupported(f"{where}.role", f"is {role!r}: tools are not supported by this server")
+    if role == "function":
+        raise fields.unsupported(f"{where}.role", "is 'function', which is the older form of 'tool': use tools")
     if not isinstance(role, str) or role not in _ROLES:
         raise fields.wrong(f"{where}.role", role, ", ".join(_ROLES))
-    message = fields.read_fields(_ASSISTANT if role == "assistant" else _MESSAGE, given, f"{where}.")
+    message = fields.read_fields(_FIELDS.get(role, _MESSAGE), given, f"{where}.")
     content = message.get("content")
     if content is None and role != "assistant":
         raise RequestError(f"{where}.content is missing", param=f"{where}.content", code="missing_parameter")
@@ -70,7 +81,23 @@ def _message(given: Any, where: str, fetch: Fetch | None) -> dict:
     if "reasoning_content" in message:
         thought = {"type": "text", "text": f"{OPEN}{message['reasoning_content']}{CLOSE}"}
         content = [thought, *([{"type": "text", "text": content}] if isinstance(content, str) else content or [])]
-    return {"role": _ROLES[role], "content": content}
+    more = {}
+    if role == "tool":
+        more["tool_call_id"] = fields.required(message, "tool_call_id", f"{where}.")
+    if "tool_calls" in message:
+        calls = enumerate(message["tool_calls"])
+        more["tool_calls"] = [_call(each, f"{where}.tool_calls[{index}]") for index, each in calls]
+    return {"role": _ROLES[role], "content": content} | more
+
+
+def _call(given: Any, where: str) -> dict:
+    """A call of an earlier turn; what it calls is looked at with the rest of the prompt."""
+    found = fields.read_fields(_CALL, fields.mapping(given, where), f"{where}.")
+    function = fields.required(found, "function", f"{where}.")
+    function = fields.read_fields(_FUNCTION, function, f"{where}.function.")
+    for name in _FUNCTION:
+        fields.required(function, name, f"{where}.function.")
+    return {"id": fields.required(found, "id", f"{where}."), "type": "function", "function": function}
 
 
 def _part(given: Any, role: str, where: str, fetch: Fetch | None) -> dict:

@@ -1,22 +1,27 @@
 """The bodies of chat and text completions: tables of their parameters, and what they ask of the engine."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import PromptError
+from ..arguments.kinds import Unfit
+from ..errors import Phi4Error, PromptError
 from ..generation.grammars import Grammar
 from ..generation.options import GenerationOptions, answer_number
 from ..generation.sampling import PENALTIES
 from ..generation.speculation import encoded
 from ..generation.structured import CompiledGrammar
+from ..generation.tool_choice import checked_choice
 from ..inputs.processor import Processor, Request, Row
+from ..inputs.tools import ToolChoice, tool_choice
 from . import fields
 from .errors import RequestError
-from .fields import boolean, empty, integer, mapping, number, one_of, refused, text
+from .fields import boolean, integer, mapping, number, one_of, refused, text
 from .forms import response_format
 from .messages import Fetch, read_messages
 from .names import ModelNames
+from .wire import dumps
 
 MOST_ANSWERS = 128  # to one prompt
 LETTERS = 16  # of a token at most, on average: longer texts are refused before they are tokenized
@@ -66,12 +71,11 @@ CHAT = {
     "logprobs": boolean,
     "top_logprobs": integer(0, 20),
     "modalities": lambda value, name: _only_text(value, name),
-    "tools": empty,
-    "functions": empty,
-    "tool_choice": one_of("none", "auto"),
-    "function_call": one_of("none", "auto"),
+    "tools": fields.listed,
+    "tool_choice": lambda value, name: _tool_choice(value, name),
     "parallel_tool_calls": boolean,
     "prediction": fields.prediction,
+    **dict.fromkeys(("functions", "function_call"), lambda value, name: _older(value, name)),
     **dict.fromkeys(("audio", "reasoning_effort", "verbosity", "web_search_options"), refused),
     **_COMMON,
 }
@@ -104,8 +108,13 @@ class Ask:
 
     @property
     def grammar(self) -> Grammar | None:
-        """What ``form`` is compiled from, the same for all answers."""
-        return self.answers[0][0].grammar
+        """What ``form`` is compiled from, the same for all answers; None where tools have a part in it."""
+        return None if self.chooses_calls else self.answers[0][0].grammar
+
+    @property
+    def chooses_calls(self) -> bool:
+        """Whether tools decide what the answers may hold."""
+        return bool(self.rows[0].tools) or self.answers[0][0].tool_choice is not None
 
     @property
     def mode(self) -> str:
@@ -138,14 +147,16 @@ def read_chat(given: Mapping[str, Any], reader: Reader) -> Ask:
     if "top_logprobs" in found and not found.get("logprobs"):
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
     logprobs = found.get("top_logprobs", 0) if found.get("logprobs") else None
-    _check_length(_texts(messages), reader)
+    tools = found.get("tools") or None
+    _check_length([*_texts(messages), dumps(tools) if tools else ""], reader)
     if found.get("prediction"):
         _check_length([found["prediction"]], reader, "the prediction")
         encoded(found["prediction"], reader.processor.tokenizer)  # here, so that the engine finds it done
-    row = reader.processor.row(Request(read_messages(messages, reader.fetch), adapter=adapter))
     if reader.think_first and found.get("response_format"):
         found["response_format"] |= {"think_first": True}
-    return _ask(found, [row], reader, logprobs)
+    request = Request(read_messages(messages, reader.fetch), adapter=adapter, tools=tools)
+    with naming():
+        return _ask(found, [reader.processor.row(request)], reader, logprobs)
 
 
 def read_completion(given: Mapping[str, Any], reader: Reader) -> Ask:
@@ -176,8 +187,8 @@ def _ask(found: dict[str, Any], rows: list[Row], reader: Reader, logprobs: int |
     vocabulary = reader.processor.config.decoder.vocab_size
     if beyond := [token for token in found.get("logit_bias", {}) if token >= vocabulary]:
         raise fields.wrong("logit_bias", beyond[0], f"token ids below {vocabulary}")
-    options = {"temperature": reader.temperature} | {name: found[name] for name in _SAMPLING if name in found}
-    options |= {name: found.get(name) for name in ("stop", "prediction")}
+    named = {name: found[name] for name in (*_SAMPLING, "tool_choice", "parallel_tool_calls") if name in found}
+    options = {"temperature": reader.temperature} | named | {name: found.get(name) for name in ("stop", "prediction")}
     options |= {"logprobs": logprobs, **found.get("response_format", {})}
     answers = [_answers(row, found, options, reader) for row in rows]
     return Ask(
@@ -204,6 +215,8 @@ def _answers(row: Row, found: dict[str, Any], options: dict, reader: Reader) -> 
             code="context_length_exceeded",
         )
     first = GenerationOptions(max_tokens=limit, **options)
+    if row.tools or first.tool_choice is not None:
+        checked_choice(row.tools, first)
     return [answer_number(first, index) for index in range(found.get("n", 1))]
 
 
@@ -215,6 +228,8 @@ def _texts(messages: Any) -> Iterator[str]:
             text = part.get("text") if isinstance(part, dict) else part
             if isinstance(text, str):
                 yield text
+        if isinstance(message, dict) and message.get("tool_calls"):
+            yield dumps(message["tool_calls"])
 
 
 def _check_length(texts: Iterable[str], reader: Reader, what: str = "the prompt") -> None:
@@ -222,6 +237,31 @@ def _check_length(texts: Iterable[str], reader: Reader, what: str = "the prompt"
     letters, context = sum(map(len, texts)), reader.processor.config.decoder.max_position_embeddings
     if letters > LETTERS * context:
         raise PromptError(f"{what} has {letters} characters, too many for the context of {context} tokens")
+
+
+def _tool_choice(value: Any, name: str) -> ToolChoice:
+    try:
+        return tool_choice(value)
+    except Unfit as error:
+        raise fields.wrong(name, value, str(error)) from None
+
+
+def _older(value: Any, name: str) -> None:
+    raise fields.unsupported(name, f"is an older form: use {'tools' if name == 'functions' else 'tool_choice'}")
+
+
+@contextmanager
+def naming() -> Iterator[None]:
+    """What is wrong with messages and tools says where at its beginning: that is the parameter."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except Phi4Error as error:
+        where = str(error).partition(" ")[0]
+        if not where.startswith(("messages[", "tool")):
+            raise
+        raise RequestError(str(error), param=where, code="invalid_value") from None
 
 
 def _only_text(value: Any, name: str) -> None:

@@ -199,7 +199,7 @@ class Rows:
             self.counts["rejected"] += token.sequence.rejected
         last = token.finish_reason is not None and not job.open
         details = token.text, token.token, token.logprob, token.top_logprobs, token.finish_reason, token.error
-        job.deliver(Delivery(index, *details, last))
+        job.deliver(Delivery(index, *details, last, token.tool_calls))
 
     def clear(self) -> list[Job]:
         """Forget all rows after a step that failed; their jobs, each once."""

@@ -10,6 +10,7 @@ from anyio import to_thread
 
 from ..errors import Phi4Error
 from ..generation.structured import compiled
+from ..generation.tool_choice import choose_calls
 from ..inputs.processor import Processor
 from .engine import Engine
 from .errors import RequestError
@@ -17,7 +18,7 @@ from .jobs import Delivery, Job, ServerError
 from .metrics import Metrics
 from .names import ModelNames
 from .remote import Fetcher
-from .requests import Ask
+from .requests import Ask, naming
 
 Result = TypeVar("Result")
 PREPARING = 4  # threads that read pictures, recordings and long texts at once
@@ -95,6 +96,10 @@ class Service:
 
     async def formed(self, ask: Ask) -> Ask:
         """An ask with the grammar of its answers, if they have one. Raises RequestError."""
+        if ask.chooses_calls:
+            arguments = ask.rows[0].tools, ask.answers[0][0], self.processor.tokenizer
+            with naming():  # the row finds the grammar made
+                await to_thread.run_sync(choose_calls, *arguments, limiter=self.compiling)
         grammar = ask.grammar
         if grammar is None:
             return ask
