@@ -44,7 +44,8 @@ NAMES = [*sorted(set(mlx_phi4.__all__) - NOT_FUNCTIONS), *METHODS]
 OTHER_NAMES = [
     ("generate", "temp", "temperature"), ("generate", "image", "images"), ("generate", "audio", "audios"),
     ("stream_generate", "max_new_tokens", "max_tokens"), ("stream_generate", "messages", "prompt"),
-    ("batch_generate", "max_token", "max_tokens"), ("batch_generate", "num_return_sequences", "n"),
+    ("generate", "draft_model", "speculation"), ("batch_generate", "max_token", "max_tokens"),
+    ("batch_generate", "num_return_sequences", "n"),
     ("cache_prompt", "image", "images"), ("load", "path_or_hf_repo", "path_or_hub_id"), ("load", "verbose", "quiet"),
     ("transcribe", "temperature", "temperatures"), ("transcribe", "path_or_hf_repo", "model"),
     ("transcribe", "initial_prompt", "context"), ("transcribe", "language", "to"), ("convert", "hf_path", "model"),

@@ -255,6 +255,26 @@ def test_a_draft_model_that_breaks_ends_those_who_asked_it(models, monkeypatch):
     assert rows[0].finish_reason == "error" and rows[1].finish_reason == "length"
 
 
+def test_a_conversation_keeps_what_its_draft_model_saw(models):
+    """The second turn's draft model takes in the new tokens only; another cache's text is another text."""
+    (model, processor), (other, _) = models
+    cache, talk = PromptCache(), [{"role": "user", "content": "Tell me of the sea."}]
+    for turn in range(3):
+        before = cache.draft
+        sequence = sequence_of(processor, Request(talk), max_tokens=9, speculation=other, prompt_cache=cache)
+        expected = sequence_of(processor, Request(talk), max_tokens=9)
+        decoded(model, expected)
+        batch = Batch(model)
+        batch.admit(sequence)
+        assert turn == 0 or (before.nbytes == 0 and sequence.speculation.model._sure > 10 * turn)
+        run(batch)
+        assert sequence.tokens == expected.tokens and cache.draft.nbytes > 0
+        answer = processor.tokenizer.decode(sequence.tokens)
+        talk += [{"role": "assistant", "content": answer}, {"role": "user", "content": "And of the land?"}]
+    cache.clear()
+    assert cache.draft is None
+
+
 def test_a_put_off_row_holds_nothing_of_its_draft_model(models):
     (model, processor), (other, _) = models
     row = sequence_of(processor, MODES["text"], text=False, max_tokens=30, speculation=other)

@@ -19,6 +19,7 @@ OTHER_NAMES = {
     "cache": ("prompt_cache",),
     "callback": ("progress",),
     "device": ("dtype",),
+    "draft_model": ("speculation",),
     "group_size": ("q_group_size", "kv_group_size"),
     "hf_path": ("model", "path_or_hub_id"),
     "image": ("images",),
@@ -43,6 +44,7 @@ OTHER_NAMES = {
 WITHOUT_COUNTERPART = {
     "verbose": "nothing is printed here",
     "sampler": "temperature, top_p and the others are arguments of their own",
+    "num_draft_tokens": "drafts are as long as they pay on this machine",
     "stream": "stream_generate gives the text as it comes",
 }
 

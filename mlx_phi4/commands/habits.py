@@ -26,6 +26,7 @@ INSTEAD = {
     "--beam-size": _BEAMS,
     "--patience": _BEAMS,
     "--length-penalty": _BEAMS,
+    "--num-draft-tokens": "drafts are as long as they pay on this machine",
     "--fp16": "weights are used as --model has them; mlx_phi4.convert --dtype makes others",
     "--extra-eos-token": "the model's own end tokens count already; --stop TEXT ends an answer at a text",
     "--eos-token": "the model's own end tokens count already; --stop TEXT ends an answer at a text",

@@ -94,7 +94,24 @@ class DraftRow:
 
     def room(self, count: int) -> int:
         """How many of so many tokens can be drafted now."""
+        if self._state is not None and not self._state.long and not self._short(count):
+            self.forget()  # its keys are rotated by the short table
         return 0 if self.behind else max(min(count, self._context - len(self._known)), 0)
+
+    def _short(self, drafted: int) -> bool:
+        """Whether all that is known and so many tokens more fit the short table."""
+        original = self.owner.model.config.decoder.rope.original_max_position_embeddings
+        return len(self._known) + drafted <= original
+
+    def adopt(self, other: "DraftRow") -> None:
+        """Take over another row's keys and values, as far as the texts begin alike."""
+        if other._state is None or other.owner.model is not self.owner.model or other._state.long == self._short(0):
+            return
+        most = min(other._sure, len(self._known) - 1)
+        pairs = zip(self._known[:most], other._known, strict=False)
+        self._sure = next((place for place, (mine, theirs) in enumerate(pairs) if mine != theirs), most)
+        self._state = other._state
+        other.forget()
 
     def forget(self) -> None:
         """Let go of keys and values; they are computed again when they are needed."""
@@ -108,12 +125,10 @@ class DraftRow:
 
     def advance(self, drafted: int) -> tuple[Run, list[int]]:
         """The run of tokens to take in next, and their ids; the last asks for its successor if any are ``drafted``."""
-        model, known = self.owner.model, self._known
-        short = len(known) + drafted <= model.config.decoder.rope.original_max_position_embeddings
-        if self._state is not None and not self._state.long and not short:
-            self.forget()  # its keys are rotated by the short table
+        known = self._known
         if self._state is None:
-            self._state = RowState(None, not short, CacheOptions().make(len(model.model.layers)))
+            caches = CacheOptions().make(len(self.owner.model.model.layers))
+            self._state = RowState(None, not self._short(drafted), caches)
         for guess in self._guessed[: len(known) - 1 - self._sure]:  # of the last token the successor is asked for
             if guess != known[self._sure]:
                 break

@@ -145,10 +145,13 @@ class Sequence:
             return
         state = model.new_state(self.row, long=options.rope == "long" or len(self.known) > self._original)
         cache, kv = options.prompt_cache, options.kv
+        before = None if cache is None else cache.draft
         found = cache.take(model, self.row, state.long, kv, share=self.shares_cache) if cache is not None else None
         if found is None:
             state.caches = kv.make(len(model.model.layers))
         self.state = found or state
+        if self.speculation is not None and self.speculation.model is not None and before is not None:
+            self.speculation.model.adopt(before)
         if not self._put_off:
             self.reused, self.admitted_at = self.state.offset, time.perf_counter()
         self._put_off = False
@@ -288,6 +291,7 @@ class Sequence:
         cache, state = self.options.prompt_cache, self.state
         if cache is not None and not self.shares_cache and state is not None and state.offset:
             cache.put(self._model, state, self.row, self.tokens, self.options.kv)
+            cache.draft = None if self.speculation is None else self.speculation.model
         self.state, self.pending, self._model, self.speculation = None, None, None, None
         self._media.clear()
 
