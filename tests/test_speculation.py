@@ -89,6 +89,21 @@ def test_an_end_in_the_middle_of_a_draft(tiny, options):
         assert again.tokens == expected.tokens and again.reused_tokens > 10
 
 
+@pytest.mark.parametrize("how", [{"speculation": "lookup"}, {"prediction": f"{PASSAGE[:34]}7 8 {PASSAGE[34:]}"}])
+def test_a_grammar_is_asked_before_a_draft_is_made(tiny, how):
+    """Digits cannot come, so what holds one is cut; every place of a draft has its own mask."""
+    model, processor = tiny
+    options = {"regex": "([a-z]+ ){11}[a-z]+", "max_tokens": 40, "logprobs": 0}
+    plain, fast = (sequence_of(processor, COPY, **options, **more) for more in ({}, how))
+    steps = [decoded(model, sequence).steps for sequence in (plain, fast)]
+    assert processor.tokenizer.decode(plain.tokens) == PASSAGE and fast.tokens == plain.tokens
+    assert fast.accepted >= 5 and steps[1] <= 0.7 * steps[0]
+    assert fast.constraint.accepts([5, 6]) == plain.constraint.accepts([5, 6]) == 0  # drafts were taken back
+    beyond = sequence_of(processor, COPY, **options, prediction="7777777")
+    decoded(model, beyond)
+    assert beyond.tokens == plain.tokens and beyond.accepted == beyond.rejected == 0
+
+
 def test_sampled_answers_keep_their_distribution(models):
     """Drafts that are right half of the time; each seed's answer is its own, and frequencies are the probabilities."""
     (model, processor), _ = models

@@ -50,6 +50,8 @@ class Flight:
         """Submit the choice of tokens, and have the device begin."""
         self.submitted = True
         choices = self.choices = [choice for choice in self.choices if choice.wanted]
+        if any(choice.sequence.constraint for choice in choices):
+            mx.async_eval(self.logits)  # the device computes while this thread finds out which tokens may come
         if choices:
             self.sampled = _chosen(choices, self.logits)
             for index, choice in enumerate(choices):

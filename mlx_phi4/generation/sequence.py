@@ -103,8 +103,8 @@ class Sequence:
         return getattr(self.speculation, "function", None)
 
     @draft.setter
-    def draft(self, function: Draft) -> None:
-        self.speculation = GivenDrafts(function, lambda: self.known)
+    def draft(self, function: Draft | None) -> None:
+        self.speculation = None if function is None else GivenDrafts(function, lambda: self.known)
 
     def check(self, model: Phi4) -> None:
         """Refuse what this model cannot compute. Raises Phi4Error."""
