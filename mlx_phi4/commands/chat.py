@@ -74,6 +74,7 @@ def chat(
 @click.option("--image", "images", multiple=True, help="A picture for the first turn; repeatable.")
 @click.option("--audio", "audios", multiple=True, help="A recording for the first turn; repeatable.")
 @cli.sampling_options
+@cli.form_options
 @cli.engine_options
 @tool_options
 @results_option
@@ -87,6 +88,7 @@ def main(model, revision, quiet, stop, tool_results, **options):
     """
     options["stop"] = list(stop)
     options |= {kind: cli.check_media(options[kind]) for kind in ("images", "audios")}
+    options = cli.read_form(options)
     cli.check_options(options)
     options = read_tool_options(options)
     from ..loading import load

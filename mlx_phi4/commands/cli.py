@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import MediaError, Phi4Error, PromptError
-from ..files import expanded, taken, why_not_file
+from ..files import expanded, read_json, taken, why_not_file
 from ..terminal import say_error
 from ..transcription.transcribe import MODEL
 from . import habits
@@ -87,6 +87,11 @@ _SAMPLING = (
     click.option("--stop", multiple=True, help="End before this text; repeatable."),
     click.option("--seed", type=int, help="The same seed gives the same answer."),
 )
+_FORM = (
+    click.option("--json-schema", metavar="FILE", help="The answer is JSON that this JSON schema describes."),
+    click.option("--regex", help="The answer matches this regular expression as a whole."),
+    click.option("--think-first", is_flag=True, help="A <think> block may come before an answer in such a form."),
+)
 _ENGINE = (
     click.option("--prefill-step-size", default=2048, show_default=True, help="Prompt tokens computed at once."),
     click.option("--kv-bits", type=int, help="Keep keys and values in 8 or 4 bits."),
@@ -107,6 +112,17 @@ _ENGINE = (
 def sampling_options(command):
     """Add the options that say how tokens are chosen; names are ``stream_generate``'s."""
     return _decorated(command, _SAMPLING)
+
+
+def form_options(command):
+    """Add the options that give the answer a form; ``read_form`` makes ``stream_generate``'s of them."""
+    return _decorated(command, _FORM)
+
+
+def read_form(options: dict) -> dict:
+    """Options with the schema in place of its file. Raises Phi4Error."""
+    path = options.pop("json_schema")
+    return options | {"schema": None if path is None else read_json(expanded(path))}
 
 
 def engine_options(command):
@@ -175,7 +191,11 @@ def check_options(options: dict) -> None:
     from ..generation.options import GenerationOptions
 
     known = {each.name for each in fields(GenerationOptions)}
-    GenerationOptions(**{name: value for name, value in options.items() if name in known})
+    chosen = GenerationOptions(**{name: value for name, value in options.items() if name in known})
+    if chosen.grammar is not None:
+        from ..generation.structured import check
+
+        check(chosen.grammar)
 
 
 def check_output(path: Path, ours: Callable[[Path], bool], overwrite: bool) -> None:

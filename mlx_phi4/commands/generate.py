@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 @click.option("--image", "images", multiple=True, help="A picture's path, '-' for standard input; repeatable.")
 @click.option("--audio", "audios", multiple=True, help="A recording's path; repeatable.")
 @cli.sampling_options
+@cli.form_options
 @cli.engine_options
 @tool_options
 @click.option("--logit-bias", multiple=True, metavar="ID=BIAS", help="Add to a token's logit; repeatable.")
@@ -44,6 +45,7 @@ def main(model, revision, prompt, images, audios, logit_bias, prompt_cache_file,
     images, audios = cli.check_media(images), cli.check_media(audios)
     cache_file = cli.check_media([prompt_cache_file] if prompt_cache_file else [])
     options |= {"logit_bias": _biases(logit_bias), "stop": list(options["stop"])}
+    options = cli.read_form(options)
     cli.check_options(options)
     options = read_tool_options(options)
     prompt = cli.read_prompt(prompt)

@@ -30,6 +30,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 @click.option("--root-path", default="", help="Path under which a proxy shows the server.")
 @results_option
 @click.option("--reasoning-in-content", is_flag=True, help="Leave <think> blocks in the answers' text.")
+@click.option("--think-first", is_flag=True, help="A <think> block may come before an answer in a given form.")
 @click.option("--log-json", is_flag=True, help="Log lines as JSON.")
 def main(
     model,

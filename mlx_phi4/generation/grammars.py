@@ -2,71 +2,77 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ..arguments.kinds import Kind, Unfit, several, text
+from ..arguments.kinds import Kind, Unfit, settled, several
+from ..arguments.kinds import text as string
+from ..errors import Phi4Error
+from .schemas import SchemaError, read_schema
 
-# between two parts of JSON: a space or two, or a line break and its indentation; a model that has nothing to say
-# writes white space without end wherever it may
-WHITE_SPACE_IN_JSON = r" {1,2}|\r?\n[ \t]{0,32}"
-
-
-def _schema(value: Any) -> dict:
-    """A JSON schema as a dictionary, also a pydantic model's."""
-    if isinstance(value, type) and hasattr(value, "model_json_schema"):
-        value = value.model_json_schema()
-    if not isinstance(value, dict):
-        raise Unfit("a JSON schema (a dictionary) or a pydantic model")
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
-        raise Unfit("a JSON schema: only what JSON can hold") from None
-    return value
-
-
-GRAMMAR_KINDS = {
-    "schema": Kind(_schema) | None,
-    "regex": text | None,
-    "choice": several(text, least=1) | None,
-    "lark": text | None,
-}  # the options of which an answer may have one
+MOST_BYTES_OF_GRAMMAR = 262_144  # of its text
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """The form of a whole answer: ``text`` is JSON for "json_schema", llguidance's dialect of Lark for "lark", and for
-    "grammars" JSON of several grammars, as the library has them.
+    """The form of a whole answer.
 
-    ``name`` is what messages call it: the option or field that it came from.
+    Args:
+        kind: what ``text`` is.
+        text: a JSON schema in JSON, a regular expression in the syntax of Rust's crate regex, or a grammar in
+            llguidance's dialect of Lark; for "grammars" JSON of several as llguidance takes them, the first one meant.
+        name: what messages call it: the option or field that it came from.
+        thoughts: whether a ``<think>`` block may come first, for which the form does not count.
     """
 
     kind: Literal["json_schema", "regex", "lark", "grammars"]
     text: str
-    name: str = "grammar"
+    name: str = field(default="grammar", compare=False)
+    thoughts: bool = False
 
-    @classmethod
-    def of(cls, option: str, value: Any) -> "Grammar":
-        """What one of the options in ``GRAMMAR_KINDS`` asks for."""
-        makers = {"schema": cls.json_schema, "regex": cls.regex, "choice": cls.choice, "lark": cls.lark}
-        return makers[option](value)
+    def __post_init__(self):
+        """Raises Phi4Error: the text is empty, or longer than ``MOST_BYTES_OF_GRAMMAR``."""
+        size = len(self.text.encode("utf-8"))
+        if not 0 < size <= MOST_BYTES_OF_GRAMMAR:
+            raise Phi4Error(f"{self.name} has {size} bytes, expected 1 to {MOST_BYTES_OF_GRAMMAR}")
 
-    @classmethod
-    def json_schema(cls, schema: dict[str, Any], name: str = "schema") -> "Grammar":
-        """JSON that a schema describes."""
-        return cls("json_schema", json.dumps(schema), name)
 
-    @classmethod
-    def regex(cls, pattern: str, name: str = "regex") -> "Grammar":
-        """Text that a regular expression of the Rust crate regex matches as a whole."""
-        return cls("regex", pattern, name)
+def read_grammar(option: str, value: Any, name: str) -> Grammar:
+    """What one of the options in ``GRAMMAR_KINDS`` asks for, under another name. Raises Phi4Error."""
+    return replace(settled({name: GRAMMAR_KINDS[option]}, {name: value})[name], name=name)
 
-    @classmethod
-    def choice(cls, texts: Iterable[str], name: str = "choice") -> "Grammar":
-        """One of these texts."""
-        return cls("lark", "start: " + " | ".join(map(json.dumps, texts)), name)
 
-    @classmethod
-    def lark(cls, text: str, name: str = "lark") -> "Grammar":
-        """What a grammar derives from its rule ``start``."""
-        return cls("lark", text, name)
+def _schema(value: Any) -> Grammar:
+    if isinstance(value, Grammar):
+        return value
+    try:
+        return Grammar("json_schema", read_schema(value, MOST_BYTES_OF_GRAMMAR), "schema")
+    except SchemaError as error:
+        raise Unfit(str(error)) from None
+
+
+def _regex(value: Any) -> Grammar:
+    return value if isinstance(value, Grammar) else Grammar("regex", string.read(value), "regex")
+
+
+def _choice(value: Any) -> Grammar:
+    return value if isinstance(value, Grammar) else one_of(several(string, least=1).read(value))
+
+
+def _lark(value: Any) -> Grammar:
+    return value if isinstance(value, Grammar) else Grammar("lark", string.read(value), "lark")
+
+
+def one_of(texts: Iterable[str], name: str = "choice") -> Grammar:
+    """One of these texts, as it stands."""
+    spelled = " | ".join(json.dumps(each) for each in dict.fromkeys(texts))
+    return Grammar("lark", f"start: CHOICE\nCHOICE: {spelled}", name)
+
+
+# the options of which an answer may have one; each is a grammar once it was read
+GRAMMAR_KINDS = {
+    "schema": Kind(_schema) | None,
+    "regex": Kind(_regex) | None,
+    "choice": Kind(_choice) | None,
+    "lark": Kind(_lark) | None,
+}

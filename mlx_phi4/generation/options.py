@@ -40,6 +40,7 @@ ENGINE_KINDS = {
     "progress": function | None,
     "tool_choice": Kind(tool_choice) | None,
     "parallel_tool_calls": flag,
+    "think_first": flag,
 }
 
 
@@ -63,7 +64,8 @@ class GenerationOptions(Sampling):
         parallel_tool_calls: whether an answer may have several calls.
         schema: a JSON schema, or a pydantic model: the answer is JSON that it describes. At most one of this and
             ``regex``, which the answer matches as a whole, ``choice``, texts of which it is one, and ``lark``, a
-            grammar in llguidance's dialect.
+            grammar in llguidance's dialect. Each is kept as a ``Grammar``.
+        think_first: whether a ``<think>`` block may come before what they ask for.
     """
 
     max_tokens: int = 256
@@ -79,10 +81,11 @@ class GenerationOptions(Sampling):
     progress: Callable[[int, int], None] | None = None
     tool_choice: ToolChoice | str | dict | None = None
     parallel_tool_calls: bool = True
-    schema: dict | type | None = None
-    regex: str | None = None
-    choice: list[str] | tuple[str, ...] | None = None
-    lark: str | None = None
+    schema: dict | type | Grammar | None = None
+    regex: str | Grammar | None = None
+    choice: list[str] | tuple[str, ...] | Grammar | None = None
+    lark: str | Grammar | None = None
+    think_first: bool = False
 
     def __post_init__(self):
         """Name every value that is not of its kind, all at once. Raises Phi4Error."""
@@ -90,12 +93,15 @@ class GenerationOptions(Sampling):
         given = [name for name in GRAMMAR_KINDS if getattr(self, name) is not None]
         if len(given) > 1:
             raise Phi4Error(f"{' and '.join(given)} cannot be combined: an answer keeps to one of them")
+        required = self.tool_choice is not None and self.tool_choice.mode == "required"
+        if self.think_first and not given and not required:
+            raise Phi4Error(f"think_first needs one of {', '.join(GRAMMAR_KINDS)} or a tool_choice that requires calls")
 
     @property
     def grammar(self) -> Grammar | None:
         """What the answer keeps to."""
         given = next((name for name in GRAMMAR_KINDS if getattr(self, name) is not None), None)
-        return None if given is None else Grammar.of(given, getattr(self, given))
+        return None if given is None else replace(getattr(self, given), thoughts=self.think_first)
 
     @property
     def kv(self) -> CacheOptions:

@@ -18,9 +18,9 @@ from .constraints import Constraint
 from .media_cache import MediaCache
 from .options import GenerationOptions
 from .sampling import Sampler
-from .structured import compiled
+from .text import AnswerText
 from .tool_calls import answer_text
-from .tool_choice import choose_calls
+from .tool_choice import answer_form, without_calls
 
 Draft = Callable[[list[int]], list[int]]  # tokens of prompt and answer so far -> tokens that may follow
 
@@ -71,14 +71,16 @@ class Sequence:
     ):
         self.row, self.options = row, options or GenerationOptions()
         self.stop_ids = stop_ids if stop_ids is not None else tokenizer.stop_ids if tokenizer else frozenset()
-        self.text = answer_text(row.tools, self.options, tokenizer) if tokenizer else None
-        self.constraint, self.draft, self.shares_cache = constraint, draft, shares_cache
-        if constraint is None and tokenizer is not None and (row.tools or self.options.tool_choice is not None):
-            self.options, self.constraint = choose_calls(row.tools, self.options, tokenizer)
+        self.text: AnswerText | None = None
+        if tokenizer is not None:
+            self.options = without_calls(self.options, tokenizer)
+            self.text = answer_text(row.tools, self.options, tokenizer)
         elif constraint is None and self.options.grammar is not None:
-            if tokenizer is None:
-                raise Phi4Error(f"{self.options.grammar.name} needs a tokenizer")
-            self.constraint = compiled(self.options.grammar, tokenizer).constraint()
+            raise Phi4Error(f"{self.options.grammar.name} needs a tokenizer")
+        if constraint is None and tokenizer is not None:
+            form = answer_form(row.tools, self.options, tokenizer)
+            constraint = None if form is None else form.constraint()
+        self.constraint, self.draft, self.shares_cache = constraint, draft, shares_cache
         if constraint is not None and draft is not None:
             raise Phi4Error("a constraint and a draft cannot be combined")
         self.state: RowState | None = None

@@ -2,35 +2,45 @@
 
 The library's table holds every id of the model's vocabulary: those that the tokenizer has no entry for write nothing
 and never come. All added tokens are special: no string, pattern or text of a grammar is ever written with them. A Lark
-grammar names them itself, by their content or by their id, ``<|tool_call|>`` or ``<[200025]>``, in rules (lower case),
-not in terminals. Text that goes on until such a token is a terminal in front of it, for example calls after any text::
+grammar names them itself, by content or by id, ``<|tool_call|>`` or ``<[200025]>``, in rules (lower case) and not in
+terminals. A grammar that begins at such a token, after any text, has a terminal in front of it::
 
-    start: TEXT | TEXT <|tool_call|> %json {"type": "array", ...} <|/tool_call|>
+    start: TEXT | TEXT <|tool_call|> call
+    call: %json {"type": "array", "x-guidance": {...}}
     TEXT: /(.|\\n)*/
+
+``IN_JSON`` is what belongs at "x-guidance", beside the other keywords of the schema.
 """
 
 import json
+import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakMethod
 
 import numpy as np
 
 from ..errors import Phi4Error
 from ..inputs.tokenizer import Tokenizer
-from .grammars import WHITE_SPACE_IN_JSON, Grammar
+from .constraints import GrammarConstraint
+from .grammars import Grammar
+from .thoughts import CLOSE, OPEN
+from .trial import TrialProcess
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher
 
+# between two parts of JSON: up to two spaces, or a line break and its indentation; a model that has nothing to say
+# would write white space without end
+IN_JSON = {"whitespace_pattern": r" {1,2}|\r?\n[ \t]{0,32}", "lenient": False, "coerce_one_of": False}
+# llguidance's, where they differ from its own: less work for one mask, more properties that may be left out
+LIMITS = {"step_lexer_fuel": 50_000, "max_items_in_row": 20_000, "verbose_errors": False}
 KEPT_GRAMMARS = 64  # compiled, for each tokenizer
-_lock = threading.Lock()
-_tables: WeakKeyDictionary[Tokenizer, "TokenTable"] = WeakKeyDictionary()
+SPACE_AFTER_THOUGHTS = r"/[ \t\r\n]{1,8}/"
 
 
-def library():
+def library() -> Any:
     """llguidance. Raises Phi4Error where it is not installed."""
     try:
         import llguidance
@@ -43,151 +53,149 @@ def library():
 class TokenTable:
     """A tokenizer as llguidance knows it: bytes of all V ids, which of them are special, and which end an answer."""
 
+    bos_token_id = None
+
     def __init__(self, tokenizer: Tokenizer):
         llguidance = library()
         self.size = tokenizer.vocab_size
         self.stop_ids = frozenset(stop for stop in tokenizer.stop_ids if stop < self.size)
-        self.stops = np.zeros(self.size, bool)
-        self.stops[list(self.stop_ids)] = True
-        wrapped = llguidance.TokenizerWrapper(_Encoder(tokenizer, self.stop_ids))
-        self.tokenizer: LLTokenizer = llguidance.LLTokenizer(
-            wrapped, n_vocab=self.size, eos_token=sorted(self.stop_ids)
-        )
-        self._compiled: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def compiled(self, grammar: Grammar) -> "CompiledGrammar":
-        """A grammar over this table, kept for the next time. Raises Phi4Error."""
-        with self._lock:
-            found = self._compiled.get(grammar)
-            if found is not None:
-                self._compiled.move_to_end(grammar)
-                return found
-        made = CompiledGrammar(grammar, self)  # other grammars need not wait for it
-        with self._lock:
-            self._compiled[grammar] = made
-            while len(self._compiled) > KEPT_GRAMMARS:
-                self._compiled.popitem(last=False)
-        return made
-
-
-class _Encoder:
-    """What llguidance asks of a tokenizer."""
-
-    bos_token_id = None
-
-    def __init__(self, tokenizer: Tokenizer, stop_ids: frozenset[int]):
-        self._encode = tokenizer.encode_plain
+        self._encode = WeakMethod(tokenizer.encode_plain)  # the table lives as long as the tokenizer, not longer
         self.tokens = tokenizer.all_bytes()
         self.special_token_ids = sorted(token.id for token in tokenizer.special.values())
-        self.eos_token_id = min(stop_ids)
+        self.eos_token_id = min(self.stop_ids)
+        self.library = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(self), n_vocab=self.size, eos_token=sorted(self.stop_ids)
+        )
+        self._task = {
+            "size": self.size,
+            "specials": {token.id: token.content for token in tokenizer.special.values()},
+            "stops": sorted(self.stop_ids),
+            "limits": LIMITS,
+        }
+        self._known: OrderedDict[Grammar, CompiledGrammar | str] = OrderedDict()  # compiled, or why they cannot be
+        self._lock = threading.Lock()
 
     def __call__(self, text: str) -> list[int]:
-        return self._encode(text)
+        return self._encode()(text)
+
+    def compile(self, grammar: Grammar) -> "CompiledGrammar":
+        """A grammar over this table, kept for the next time, as is what is wrong with it. Raises Phi4Error."""
+        with self._lock:
+            found = self._known.pop(grammar, None)
+        if found is None:
+            found = self._compiled(grammar)  # other grammars need not wait for it
+        with self._lock:
+            self._known[grammar] = found
+            while len(self._known) > KEPT_GRAMMARS:
+                self._known.popitem(last=False)
+        if isinstance(found, str):
+            raise Phi4Error(f"{grammar.name} cannot be used: {found}")
+        return found
+
+    def _compiled(self, grammar: Grammar) -> "CompiledGrammar | str":
+        try:
+            definition = define(grammar)
+        except ValueError as error:
+            return _plain(str(error))
+        error = _trial.error(self._task | {"definition": definition})
+        if error is not None:
+            return _plain(error)
+        limits = library().LLParserLimits(**LIMITS)
+        matcher = library().LLMatcher(self.library, definition, log_level=0, limits=limits)
+        first = GrammarConstraint(matcher, self.size, self.stop_ids, grammar.name)
+        try:
+            allowed = first.allowed()  # the copies find done what this computes
+        except Phi4Error:
+            return _plain(matcher.get_error())
+        if set(np.flatnonzero(allowed).tolist()) <= self.stop_ids:
+            return "no text fits it"
+        return CompiledGrammar(grammar, self, matcher)
+
+
+_tables: WeakKeyDictionary[Tokenizer, TokenTable] = WeakKeyDictionary()
+_making = threading.Lock()
+_trial = TrialProcess()
+
+
+def token_table(tokenizer: Tokenizer) -> TokenTable:
+    """The table of a tokenizer, made once. Raises Phi4Error where llguidance is missing."""
+    with _making:
+        if tokenizer not in _tables:
+            _tables[tokenizer] = TokenTable(tokenizer)
+        return _tables[tokenizer]
+
+
+def compiled(grammar: Grammar, tokenizer: Tokenizer) -> "CompiledGrammar":
+    """A grammar over a tokenizer's ids; both the table and the grammar are kept. From any thread.
+
+    Raises Phi4Error: llguidance is missing, or the grammar cannot be used.
+    """
+    return token_table(tokenizer).compile(grammar)
+
+
+def check(grammar: Grammar) -> None:
+    """Refuse a grammar that cannot be used, before there is a tokenizer. Raises Phi4Error."""
+    library()
+    task = {"size": 512, "specials": {0: "<|end|>"}, "stops": [0], "limits": LIMITS}
+    try:
+        error = _trial.error(task | {"definition": define(grammar)})
+    except ValueError as raised:
+        error = str(raised)
+    if error is not None:
+        raise Phi4Error(f"{grammar.name} cannot be used: {_plain(error)}")
 
 
 class CompiledGrammar:
     """A grammar over a tokenizer's ids, from which every row gets a constraint of its own."""
 
-    def __init__(self, grammar: Grammar, table: TokenTable):
-        llguidance = library()
+    def __init__(self, grammar: Grammar, table: TokenTable, matcher: "LLMatcher"):
         self.grammar, self.table = grammar, table
-        self._lock = threading.Lock()
-        self._first = llguidance.LLMatcher(table.tokenizer, definition(grammar), log_level=0)
-        if self._first.is_error():
-            raise Phi4Error(f"{grammar.name} cannot be used: {self._first.get_error()}")
-        begun = GrammarConstraint(self._first, table, grammar.name)  # the copies find what it computes done
-        if not (begun.allowed() & ~table.stops).any():
-            raise Phi4Error(f"{grammar.name} cannot be used: no text fits it")
+        self._matcher, self._lock = matcher, threading.Lock()
 
-    def constraint(self) -> "GrammarConstraint":
+    def constraint(self) -> GrammarConstraint:
         """A constraint at the grammar's beginning."""
         with self._lock:
-            return GrammarConstraint(self._first.deep_copy(), self.table, self.grammar.name)
+            copy = self._matcher.deep_copy()
+        return GrammarConstraint(copy, self.table.size, self.table.stop_ids, self.grammar.name)
 
 
-def definition(grammar: Grammar) -> str:
-    """A grammar as the library has it: JSON of a list of grammars, of which the first is meant."""
-    if grammar.kind == "grammars":
-        return grammar.text
-    if grammar.kind == "lark":
-        return json.dumps({"grammars": [{"lark_grammar": grammar.text}]})
-    matcher = library().LLMatcher
-    if grammar.kind == "regex":
-        return matcher.grammar_from_regex(grammar.text)
-    return matcher.grammar_from_json_schema(
-        grammar.text, overrides={"whitespace_pattern": WHITE_SPACE_IN_JSON, "lenient": False}
+def define(grammar: Grammar) -> str:
+    """A grammar as llguidance takes it. Raises ValueError."""
+    if grammar.kind == "json_schema":
+        forms = [{"json_schema": json.loads(grammar.text) | {"x-guidance": IN_JSON}}]
+    elif grammar.kind == "regex":
+        forms = json.loads(library().LLMatcher.grammar_from_regex(grammar.text))["grammars"][:1]
+    elif grammar.kind == "grammars":
+        forms = json.loads(grammar.text)["grammars"]
+    else:
+        forms = [{"lark_grammar": grammar.text}]
+    if not grammar.thoughts:
+        return json.dumps({"grammars": forms})
+    lines = (
+        "start: (thought SPACE?)? answer",
+        f"thought[lazy]: THOUGHT {json.dumps(CLOSE)}",
+        f"THOUGHT: {json.dumps(OPEN)} /(.|\\n)*/",
+        f"SPACE: {SPACE_AFTER_THOUGHTS}",
+        "answer: @answer",
     )
+    first, *rest = forms
+    return json.dumps({"grammars": [{"lark_grammar": "\n".join(lines)}, first | {"name": "answer"}, *rest]})
 
 
-class GrammarConstraint:
-    """Where a row's answer stands in its grammar; see ``Constraint``."""
-
-    def __init__(self, matcher: "LLMatcher", table: TokenTable, name: str):
-        self._matcher, self._table, self._name = matcher, table, name
-        self._ends = 0  # end tokens that came, of which the library takes no account
-        self._bits = np.zeros((1, (table.size + 31) // 32), np.int32)
-
-    def allowed(self) -> np.ndarray:
-        """(V,) booleans. Raises Phi4Error where the library gives up."""
-        if self._ends:
-            return self._table.stops
-        library().numpy.fill_next_token_bitmask(self._matcher, self._bits)
-        self._check()
-        bits = np.unpackbits(self._bits.view(np.uint8)[0], count=self._table.size, bitorder="little")
-        return bits.view(bool)
-
-    def advance(self, token: int) -> None:
-        """See ``Constraint``."""
-        if token in self._table.stop_ids and (self._ends or self._matcher.is_accepting()):
-            self._ends += 1
-            return
-        if self._ends or not self._matcher.consume_token(token):
-            raise Phi4Error(f"{self._name}: token {token} does not fit{self._reason()}")
-
-    def accepts(self, tokens: Sequence[int]) -> int:
-        """See ``Constraint``."""
-        tokens = list(tokens)
-        end = next((i for i, token in enumerate(tokens) if token in self._table.stop_ids), len(tokens))
-        if self._ends:
-            end = 0
-        count = self._matcher.validate_tokens(tokens[:end]) if end else 0
-        if count < end:
-            return count
-        if end < len(tokens):
-            if end:
-                self._matcher.consume_tokens(tokens[:end])
-            complete = bool(self._ends) or self._matcher.is_accepting()
-            if end:
-                self._matcher.rollback(end)
-            while complete and count < len(tokens) and tokens[count] in self._table.stop_ids:
-                count += 1
-        self._check()
-        return count
-
-    def rollback(self, count: int) -> None:
-        """See ``Constraint``."""
-        ends = min(count, self._ends)
-        self._ends -= ends
-        if count > ends and not self._matcher.rollback(count - ends):
-            raise Phi4Error(f"{self._name}: {count} tokens cannot be taken back{self._reason()}")
-
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            raise Phi4Error(f"{self._name} cannot be followed any further{self._reason()}")
-
-    def _reason(self) -> str:
-        error = self._matcher.get_error().split("\n<")[0]  # what follows is the library's state
-        return f": {error}" if error else ""
+TOLD = (
+    (r"Unimplemented keys: \[(.*)\]", r"the keyword \1 is not supported"),
+    (r"oneOf constraints are not.*", "oneOf is supported only where its parts exclude each other; anyOf may be meant"),
+    (r"Resource '(.*?)' is not present.*", r'"$ref": "\1" leads out of the schema'),
+    (r"Pointer '(.*?)' does not exist", r'"$ref": "#\1" leads nowhere'),
+    (r"(?s).*regex parse error:\n\s*(.*?)\n[ ^]+\nerror: ([^\n]*).*", r"the pattern \1: \2"),
+    (r"NoExtension.*", "no text fits it"),
+    (r"(?s)panic.*|.* too (big|large).*", "it is too large"),
+)  # what the library says: what is told instead
 
 
-def compiled(grammar: Grammar, tokenizer: Tokenizer) -> CompiledGrammar:
-    """A grammar over a tokenizer's ids; both the table and the grammar are kept. From any thread.
-
-    Raises Phi4Error: llguidance is missing, or the grammar cannot be used.
-    """
-    with _lock:
-        table = _tables.get(tokenizer)
-        if table is None:
-            table = _tables[tokenizer] = TokenTable(tokenizer)
-    return table.compiled(grammar)
+def _plain(reason: str) -> str:
+    """What the library says, without its state and in words that mean something to who wrote a schema."""
+    for pattern, told in TOLD:
+        if found := re.fullmatch(pattern, reason.split("\n<")[0].strip()):
+            return found.expand(told)
+    return reason.strip().split("\n")[0]

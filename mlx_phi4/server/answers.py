@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 
+from ..generation.grammars import Grammar
 from ..generation.thoughts import CLOSE, OPEN, Thoughts
 from ..inputs.tokenizer import Tokenizer
 from ..inputs.tools import ToolCall
@@ -15,10 +16,14 @@ LEAST_LOGPROB = -9999.0  # OpenAI's own stand-in for minus infinity, which JSON 
 
 
 class SplitText:
-    """An answer's text as it comes, in content and reasoning; ``whole`` leaves all in the content."""
+    """An answer's text as it comes, in content and reasoning; ``whole`` leaves all in the content.
 
-    def __init__(self, whole: bool):
-        self._thoughts = None if whole else Thoughts()
+    Of an answer with a ``grammar`` thoughts are at most the beginning: a string of JSON may hold anything.
+    """
+
+    def __init__(self, whole: bool, grammar: Grammar | None = None):
+        whole = whole or (grammar is not None and not grammar.thoughts)
+        self._thoughts = None if whole else Thoughts(at_first=grammar is not None)
         self._inside = self._skipping = False
 
     def add(self, delivery: Delivery) -> tuple[str, str]:
@@ -54,7 +59,7 @@ class ChatForm:
     def __init__(self, asked: Asked, tokenizer: Tokenizer, reasoning_in_content: bool):
         self.asked, self._tokenizer = asked, tokenizer
         self._head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": asked.ask.model}
-        self._texts = [SplitText(reasoning_in_content) for _ in range(asked.answers)]
+        self._texts = [SplitText(reasoning_in_content, asked.ask.grammar) for _ in range(asked.answers)]
 
     async def answer(self) -> dict:
         """The whole answer."""

@@ -7,14 +7,16 @@ from typing import Any
 
 from ..arguments.kinds import Unfit
 from ..errors import Phi4Error, PromptError
+from ..generation.grammars import Grammar
 from ..generation.options import GenerationOptions, answer_number
 from ..generation.sampling import PENALTIES
-from ..generation.tool_choice import choose_calls
+from ..generation.tool_choice import Form, checked_choice
 from ..inputs.processor import Processor, Request, Row
 from ..inputs.tools import ToolChoice, tool_choice
 from . import fields
 from .errors import RequestError
 from .fields import boolean, integer, mapping, number, one_of, refused, text
+from .forms import response_format
 from .messages import Fetch, read_messages
 from .names import ModelNames
 from .wire import dumps
@@ -56,6 +58,7 @@ _COMMON = {
     "stream": boolean,
     "stream_options": mapping,
     "cache_salt": text,
+    "response_format": response_format,
     **_SAMPLING,
     **_BOOKKEEPING,
 }
@@ -64,7 +67,6 @@ CHAT = {
     "max_completion_tokens": integer(1),
     "logprobs": boolean,
     "top_logprobs": integer(0, 20),
-    "response_format": mapping,
     "modalities": lambda value, name: _only_text(value, name),
     "tools": fields.listed,
     "tool_choice": lambda value, name: _tool_choice(value, name),
@@ -88,7 +90,7 @@ class Ask:
     """What a body asks for: rows, and the options of the answers to each.
 
     ``model`` is the name that was asked for, ``logprobs`` whether they are shown, ``include_usage`` whether a stream
-    ends with the usage, ``salt`` whose prompts may share keys and values.
+    ends with the usage, ``salt`` whose prompts may share keys and values, ``form`` what its answers keep to.
     """
 
     model: str
@@ -98,6 +100,12 @@ class Ask:
     include_usage: bool = False
     logprobs: bool = False
     salt: str = ""
+    form: Form | None = None
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What its answers keep to where they call nothing."""
+        return self.answers[0][0].grammar
 
     @property
     def mode(self) -> str:
@@ -115,6 +123,7 @@ class Reader:
     temperature: float
     room: Callable[[Row], int]
     fetch: Fetch | None = None  # gets pictures from addresses that are allowed
+    think_first: bool = False  # a block of thoughts may come before an answer in a given form
 
 
 def read_chat(given: Mapping[str, Any], reader: Reader) -> Ask:
@@ -126,14 +135,15 @@ def read_chat(given: Mapping[str, Any], reader: Reader) -> Ask:
         if "max_tokens" in found:
             raise RequestError("max_tokens and max_completion_tokens are the same; give one", param="max_tokens")
         found["max_tokens"] = found["max_completion_tokens"]
-    if found.get("response_format", {"type": "text"}) != {"type": "text"}:
-        raise fields.unsupported("response_format", 'is supported as {"type": "text"} only')
     if "top_logprobs" in found and not found.get("logprobs"):
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
     logprobs = found.get("top_logprobs", 0) if found.get("logprobs") else None
     tools = found.get("tools") or None
     _check_length([*_texts(messages), dumps(tools) if tools else ""], reader)
     request = Request(read_messages(messages, reader.fetch), adapter=adapter, tools=tools)
+    required = "tool_choice" in found and found["tool_choice"].mode == "required"
+    if reader.think_first and (found.get("response_format") or required):
+        found["response_format"] = found.get("response_format", {}) | {"think_first": True}
     with _naming():
         return _ask(found, [reader.processor.row(request)], reader, logprobs)
 
@@ -162,21 +172,20 @@ def _ask(found: dict[str, Any], rows: list[Row], reader: Reader, logprobs: int |
     if "stream_options" in found and not stream:
         raise RequestError("stream_options needs stream: true", param="stream_options", code="invalid_value")
     table = {"include_usage": boolean, "include_obfuscation": one_of(False)}
-    options = fields.read_fields(table, found.get("stream_options", {}), "stream_options.")
+    streamed = fields.read_fields(table, found.get("stream_options", {}), "stream_options.")
     vocabulary = reader.processor.config.decoder.vocab_size
     if beyond := [token for token in found.get("logit_bias", {}) if token >= vocabulary]:
         raise fields.wrong("logit_bias", beyond[0], f"token ids below {vocabulary}")
-    named = {name: found[name] for name in (*_SAMPLING, "tool_choice", "parallel_tool_calls") if name in found}
-    sampling = {"temperature": reader.temperature} | named
-    answers = [
-        _answers(row, found, sampling | {"logprobs": logprobs, "stop": found.get("stop")}, reader) for row in rows
-    ]
+    named = (*_SAMPLING, "tool_choice", "parallel_tool_calls")
+    options = {"temperature": reader.temperature} | {name: found[name] for name in named if name in found}
+    options |= {"logprobs": logprobs, "stop": found.get("stop"), **found.get("response_format", {})}
+    answers = [_answers(row, found, options, reader) for row in rows]
     return Ask(
         model=found["model"],
         rows=rows,
         answers=answers,
         stream=stream,
-        include_usage=options.get("include_usage", False),
+        include_usage=streamed.get("include_usage", False),
         logprobs=logprobs is not None,
         salt=found.get("cache_salt", ""),
     )
@@ -195,8 +204,7 @@ def _answers(row: Row, found: dict[str, Any], options: dict, reader: Reader) -> 
             code="context_length_exceeded",
         )
     first = GenerationOptions(max_tokens=limit, **options)
-    if row.tools or first.tool_choice is not None:
-        choose_calls(row.tools, first, reader.processor.tokenizer)  # a grammar is made here, not where rows wait
+    checked_choice(row.tools, first)
     return [answer_number(first, index) for index in range(found.get("n", 1))]
 
 

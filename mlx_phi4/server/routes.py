@@ -63,6 +63,7 @@ class Routes:
         service.check_open()
         body = await request.body()
         ask = await unless_gone(request, service.prepared(self._read, body, read))
+        ask = await unless_gone(request, service.formed(ask))
         del body
         request.scope["body"].release()
         note(request.scope, model=ask.model, mode=str(ask.mode), stream=ask.stream)
@@ -74,8 +75,9 @@ class Routes:
 
     def _read(self, body: bytes, read: Callable[..., Ask]) -> Ask:
         service = self.service
+        settings, room = service.settings, service.engine.room
         reader = Reader(
-            service.names, service.processor, service.settings.temperature, service.engine.room, service.fetch
+            service.names, service.processor, settings.temperature, room, service.fetch, settings.think_first
         )
         return read(read_object(body), reader)
 

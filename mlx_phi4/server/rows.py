@@ -122,15 +122,16 @@ class Rows:
         extra = {"media_cache": self.media, "prompt_cache": shared, "prefill_step_size": self.piece}
         options: list[GenerationOptions] = [replace(answer, **extra) for answer in job.answers]
         try:
-            job.sequences = [
-                Sequence(job.row, answer, self._processor.tokenizer, shares_cache=index > 0)
-                for index, answer in enumerate(options)
-            ]
+            job.sequences = [self._sequence(job, answer, index > 0) for index, answer in enumerate(options)]
             self._batch.admit(*job.sequences)
         except Exception as error:  # the row's own affair; the others go on
             job.end(error)
             return
         self._jobs |= {sequence: (job, index) for index, sequence in enumerate(job.sequences)}
+
+    def _sequence(self, job: Job, options: GenerationOptions, shares_cache: bool) -> Sequence:
+        constraint = None if job.form is None else job.form.constraint()
+        return Sequence(job.row, options, self._processor.tokenizer, constraint=constraint, shares_cache=shares_cache)
 
     def cancel(self, job: Job) -> None:
         """Free a job's rows."""

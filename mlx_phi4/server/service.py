@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 import anyio
 from anyio import to_thread
 
+from ..errors import Phi4Error
+from ..generation.tool_choice import answer_form
 from ..inputs.processor import Processor
 from .engine import Engine
 from .errors import RequestError
@@ -19,6 +22,7 @@ from .requests import Ask
 
 Result = TypeVar("Result")
 PREPARING = 4  # threads that read pictures, recordings and long texts at once
+COMPILING = 2  # grammars at once; whoever asks for none waits for none
 TRANSCRIBING = 8  # recordings that are on their way at once; each holds a thread
 SILENCE = 5.0  # seconds without a token after which somebody looks whether the engine is alive
 
@@ -29,7 +33,7 @@ class Settings:
 
     ``hosts`` are the names that a Host header may have, None for any; ``origins`` the web pages that may call;
     ``media_hosts`` those that pictures are fetched from; ``max_body`` bytes of a request; ``max_requests`` that are
-    being read, waiting or answered.
+    being read, waiting or answered; ``think_first`` whether thoughts may come before an answer in a given form.
     """
 
     temperature: float = 0.0
@@ -40,6 +44,7 @@ class Settings:
     max_requests: int = 512
     max_rows: int = 32
     reasoning_in_content: bool = False
+    think_first: bool = False
     media_hosts: frozenset[str] = frozenset()
 
 
@@ -57,6 +62,7 @@ class Service:
         self.draining = False
         self.in_flight = 0  # requests that the engine works for, or will
         self.held = 0  # bytes of bodies in memory
+        self.compiling = anyio.CapacityLimiter(COMPILING)
         self.preparing = anyio.CapacityLimiter(PREPARING)
         self.transcribing = anyio.CapacityLimiter(TRANSCRIBING)
 
@@ -88,6 +94,19 @@ class Service:
         """Call what reads media or long texts, in a thread of its own."""
         return await to_thread.run_sync(prepare, *arguments, limiter=self.preparing)
 
+    async def formed(self, ask: Ask) -> Ask:
+        """An ask with the form of its answers, if they have one. Raises RequestError."""
+        tools, options = ask.rows[0].tools, ask.answers[0][0]
+        if not tools and ask.grammar is None:
+            return ask
+        make = partial(answer_form, tools, options, self.processor.tokenizer)
+        try:
+            form = await to_thread.run_sync(make, limiter=self.compiling)
+        except Phi4Error as error:  # which begins with what it is about
+            param = str(error).partition(" ")[0]
+            raise RequestError(str(error), param=param, code="invalid_value") from None
+        return replace(ask, form=form)
+
 
 @dataclass
 class Asked:
@@ -102,7 +121,7 @@ class Asked:
         self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue()
         first = 0
         for row, answers in zip(self.ask.rows, self.ask.answers, strict=True):
-            job = Job(row, answers, self._deliverer(first), salt=self.ask.salt)
+            job = Job(row, answers, self._deliverer(first), salt=self.ask.salt, form=self.ask.form)
             self.service.metrics.follow(job)
             self.jobs.append(job)
             first += len(answers)
