@@ -3,6 +3,7 @@
 import base64
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import openai
@@ -10,7 +11,7 @@ import pytest
 from scripts import Script, said
 from serving import running
 
-from mlx_phi4.generation import sequence
+from mlx_phi4.server import service
 
 MEDIA = Path(__file__).parents[1] / "examples" / "media"
 CITY = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
@@ -32,10 +33,9 @@ def says(server, monkeypatch):
     """A function that has the model say a text next."""
 
     def prepare(text):
-        tokens = said(server.service.processor, text)
-        monkeypatch.setattr(
-            sequence, "choose_calls", lambda _, options, __: (options, Script(server.service.processor, tokens))
-        )
+        processor = server.service.processor
+        form = SimpleNamespace(constraint=lambda: Script(processor, said(processor, text)))
+        monkeypatch.setattr(service, "answer_form", lambda *_: form)
 
     return prepare
 

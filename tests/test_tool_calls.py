@@ -16,9 +16,8 @@ import mlx_phi4
 from mlx_phi4 import Chat, Phi4Error, Request, batch_generate, generate, stream_generate
 from mlx_phi4.generation.batch import Batch
 from mlx_phi4.generation.options import GenerationOptions
-from mlx_phi4.generation.structured import compiled
 from mlx_phi4.generation.tool_calls import CallReader, answer_text
-from mlx_phi4.generation.tool_choice import AUTO, LazyConstraint, _grammar
+from mlx_phi4.generation.tool_choice import LazyConstraint, answer_form
 from mlx_phi4.inputs.tools import read_tools
 
 TOOLS = [
@@ -324,17 +323,18 @@ def test_a_grammar_that_begins_late_takes_tokens_back(tiny):
     """Whatever was taken back and drafted, it stands where one stands that never went on."""
     processor = tiny[1]
     tokenizer, tools = processor.tokenizer, read_tools(TOOLS)
-    grammar = compiled(_grammar(tools, AUTO, GenerationOptions(), tokenizer), tokenizer)
+    form = answer_form(tools, GenerationOptions(), tokenizer)
     ids = said(processor, f"Well. <|tool_call|>[{ROME}]<|/tool_call|><|end|>")
     first, rng = said(processor, "<|tool_call|>")[0], random.Random(0)
 
     def at(count):
-        fresh = LazyConstraint(grammar, first)
+        fresh = form.constraint()
         for token in ids[:count]:
             fresh.advance(token)
         return fresh
 
-    constraint, count = LazyConstraint(grammar, first), 0
+    constraint, count = form.constraint(), 0
+    assert isinstance(constraint, LazyConstraint)
     for _ in range(60):
         drafted = rng.randrange(len(ids) - count + 1)
         wrong = [*ids[count : count + drafted], first]

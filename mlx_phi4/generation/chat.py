@@ -177,16 +177,12 @@ def _check(processor: "Processor", options: dict, tools: list[dict] | str | None
     """Refuse options at the start of a chat, not in its first answer."""
     from ..inputs.tools import read_tools
     from .options import make_options
-    from .structured import compiled
     from .text import AnswerText
-    from .tool_choice import choose_calls
+    from .tool_choice import answer_form
 
     chosen = make_options(options, also=("system", "tools"))
     AnswerText(processor.tokenizer, chosen.stop)
-    if tools is not None or chosen.tool_choice is not None:
-        choose_calls(read_tools([] if tools is None else tools), chosen, processor.tokenizer)
-    elif chosen.grammar is not None:
-        compiled(chosen.grammar, processor.tokenizer)
+    answer_form(read_tools([] if tools is None else tools), chosen, processor.tokenizer)
     decoder = processor.config.decoder
     chosen.kv.check(decoder.head_dim)
     if chosen.max_tokens >= decoder.max_position_embeddings:

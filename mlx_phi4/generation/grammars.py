@@ -20,7 +20,7 @@ class Grammar:
     Args:
         kind: what ``text`` is.
         text: a JSON schema in JSON, a regular expression in the syntax of Rust's crate regex, or a grammar in
-            llguidance's dialect of Lark, or ("grammars") JSON of several grammars, as the library has them.
+            llguidance's dialect of Lark; for "grammars" JSON of several as llguidance takes them, the first one meant.
         name: what messages call it: the option or field that it came from.
         thoughts: whether a ``<think>`` block may come first, for which the form does not count.
     """

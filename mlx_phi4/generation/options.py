@@ -48,9 +48,9 @@ ENGINE_KINDS = {
     "prompt_cache": of_class("PromptCache", "a PromptCache") | None,
     "media_cache": of_class("MediaCache", "a MediaCache") | None,
     "progress": function | None,
-    "think_first": flag,
     "tool_choice": Kind(tool_choice) | None,
     "parallel_tool_calls": flag,
+    "think_first": flag,
 }
 
 
@@ -109,8 +109,9 @@ class GenerationOptions(Sampling):
         given = [name for name in GRAMMAR_KINDS if getattr(self, name) is not None]
         if len(given) > 1:
             raise Phi4Error(f"{' and '.join(given)} cannot be combined: an answer keeps to one of them")
-        if self.think_first and not given:
-            raise Phi4Error(f"think_first needs one of {', '.join(GRAMMAR_KINDS)}")
+        required = self.tool_choice is not None and self.tool_choice.mode == "required"
+        if self.think_first and not given and not required:
+            raise Phi4Error(f"think_first needs one of {', '.join(GRAMMAR_KINDS)} or a tool_choice that requires calls")
 
     @property
     def grammar(self) -> Grammar | None:

@@ -1,7 +1,8 @@
 """What a step chose, read from the device row by row: of a draft as many tokens as were right, and the one after."""
 
+from ..errors import Phi4Error
 from .choices import Flight
-from .sequence import Sequence, SequenceToken, damaged
+from .sequence import Sequence, SequenceToken
 
 
 def read_row(sequence: Sequence, indices: list[int], values: list[int], flight: Flight) -> list[SequenceToken]:
@@ -30,7 +31,7 @@ def _token(sequence: Sequence, index: int, value: int, flight: Flight) -> Sequen
     if (error := sampled.errors.get(index)) is not None:
         raise error
     if index in flight.finite and not flight.finite[index].item():
-        raise damaged()
+        raise Phi4Error("the model gives NaN or infinite numbers: its weights are damaged")
     logprob, top = sampled.logprobs.get(index), sampled.top.get(index)
     pairs = None if logprob is None else ()
     if top is not None:

@@ -19,9 +19,9 @@ from .options import GenerationOptions
 from .row_media import RowMedia
 from .sampling import Sampler
 from .speculation import Draft, GivenDrafts, drafts_of
-from .structured import compiled
+from .text import AnswerText
 from .tool_calls import answer_text
-from .tool_choice import choose_calls
+from .tool_choice import answer_form, without_calls
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,16 @@ class Sequence:
     ):
         self.row, self.options = row, options or GenerationOptions()
         self.stop_ids = stop_ids if stop_ids is not None else tokenizer.stop_ids if tokenizer else frozenset()
-        self._tokenizer, self.text = tokenizer, answer_text(row.tools, self.options, tokenizer) if tokenizer else None
-        self.constraint, self.shares_cache = constraint, shares_cache
-        if constraint is None and tokenizer is not None and (row.tools or self.options.tool_choice is not None):
-            self.options, self.constraint = choose_calls(row.tools, self.options, tokenizer)
+        self.text: AnswerText | None = None
+        if tokenizer is not None:
+            self.options = without_calls(self.options, tokenizer)
+            self.text = answer_text(row.tools, self.options, tokenizer)
         elif constraint is None and self.options.grammar is not None:
-            if tokenizer is None:
-                raise Phi4Error(f"{self.options.grammar.name} needs a tokenizer")
-            self.constraint = compiled(self.options.grammar, tokenizer).constraint()
+            raise Phi4Error(f"{self.options.grammar.name} needs a tokenizer")
+        if constraint is None and tokenizer is not None:
+            form = answer_form(row.tools, self.options, tokenizer)
+            constraint = None if form is None else form.constraint()
+        self._tokenizer, self.constraint, self.shares_cache = tokenizer, constraint, shares_cache
         self.speculation = drafts_of(self.options, row, tokenizer)
         self.accepted = self.rejected = 0  # drafted tokens that were right, and that were verified in vain
         if draft is not None:
@@ -294,8 +296,3 @@ class Sequence:
             cache.draft = None if self.speculation is None else self.speculation.model
         self.state, self.pending, self._model, self.speculation = None, None, None, None
         self._media.clear()
-
-
-def damaged() -> Phi4Error:
-    """What a row of NaN means."""
-    return Phi4Error("the model gives NaN or infinite numbers: its weights are damaged")

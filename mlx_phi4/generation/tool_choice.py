@@ -6,7 +6,8 @@ A call is held to the form in which calls of earlier turns are written, so that 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -14,82 +15,113 @@ from ..errors import Phi4Error, PromptError
 from ..inputs.tokenizer import Tokenizer
 from ..inputs.tools import TOOL_CALL, TOOL_CALL_END, Tool, ToolChoice
 from .constraints import Constraint
-from .grammars import Grammar
+from .grammars import Grammar, read_grammar
 from .options import GenerationOptions
 from .structured import CompiledGrammar, compiled, define, library
 
 AUTO = ToolChoice("auto")
-# as JSON is written into prompts
-WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# at "x-guidance" of a schema: JSON as it is written into prompts
+AS_IN_PROMPTS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
-def checked_choice(tools: Sequence[Tool], options: GenerationOptions) -> ToolChoice | None:
-    """What the options choose of these tools; None if there are none. Raises PromptError for what does not fit."""
-    choice = options.tool_choice
-    if not tools:
-        if choice is not None and choice.mode != "none":
-            raise PromptError(f"tool_choice is {choice.name or choice.mode!r}, but there are no tools")
-        return choice
-    choice = choice or AUTO
+class Form(Protocol):
+    """What answers keep to: each row gets a constraint of its own from it. From any thread."""
+
+    def constraint(self) -> Constraint:
+        """One at the answer's beginning."""
+
+
+def checked_choice(tools: Sequence[Tool], options: GenerationOptions) -> ToolChoice:
+    """What the options choose of these tools. Raises PromptError for what does not fit."""
+    choice = options.tool_choice or ToolChoice("auto" if tools else "none")
+    if not tools and choice.mode != "none":
+        raise PromptError(f"tool_choice is {choice.name or choice.mode!r}, but there are no tools")
     names = [tool.name for tool in tools]
     if choice.name is not None and choice.name not in names:
         raise PromptError(f"tool_choice names {choice.name!r}, but the tools are {', '.join(names)}")
     return choice
 
 
-def choose_calls(
-    tools: Sequence[Tool], options: GenerationOptions, tokenizer: Tokenizer
-) -> tuple[GenerationOptions, Constraint | None]:
-    """Options and constraint of a row with these tools.
+def without_calls(options: GenerationOptions, tokenizer: Tokenizer) -> GenerationOptions:
+    """The options, and where they say so the token that begins calls never comes."""
+    token = tokenizer.special.get(TOOL_CALL)
+    if options.tool_choice is None or options.tool_choice.mode != "none" or token is None:
+        return options
+    return replace(options, logit_bias=options.logit_bias | {token.id: -math.inf})
+
+
+def answer_form(tools: Sequence[Tool], options: GenerationOptions, tokenizer: Tokenizer) -> Form | None:
+    """The form of answers that may call these tools; None where any text may come.
 
     Without llguidance calls that need not come have no grammar. Raises Phi4Error: a choice that does not fit, a schema
     of which no grammar can be made, llguidance that is missing.
     """
-    choice, form = checked_choice(tools, options), options.grammar
-    if choice is None or choice.mode == "none":
-        token = tokenizer.special.get(TOOL_CALL)
-        if token is not None:
-            options = replace(options, logit_bias=options.logit_bias | {token.id: -math.inf})
-        return options, None if form is None else compiled(form, tokenizer).constraint()
-    lazy = choice == AUTO and form is None
+    choice, asked = checked_choice(tools, options), options.grammar
+    if choice.mode == "none":
+        return None if asked is None else compiled(asked, tokenizer)
+    lazy = choice.mode == "auto" and asked is None
     try:
         library()
     except Phi4Error:
         if lazy:
-            return options, None
+            return None
         raise
+    schemas = [_schema(tool, f"tools[{index}].parameters of {tool.name!r}") for index, tool in enumerate(tools)]
     try:
-        grammar = compiled(_grammar(tools, choice, options, tokenizer), tokenizer)
+        found = compiled(_grammar(tools, schemas, choice, options, tokenizer), tokenizer)
     except Phi4Error:
-        for index, tool in enumerate(tools):  # which one is it?
-            named = f"tools[{index}].parameters of {tool.name!r}"
-            compiled(Grammar("json_schema", json.dumps(tool.schema), named), tokenizer)
+        for tool, schema in zip(tools, schemas, strict=True):  # which one is it?
+            if tool.strict:
+                compiled(schema, tokenizer)
         raise
-    if lazy:
-        return options, LazyConstraint(grammar, tokenizer.special[TOOL_CALL].id)
-    return options, grammar.constraint()
+    return LazyForm(found, tokenizer.special[TOOL_CALL].id) if lazy else found
 
 
-def _grammar(tools: Sequence[Tool], choice: ToolChoice, options: GenerationOptions, tokenizer: Tokenizer) -> Grammar:
-    """A list of calls between its tokens; where none has to come, perhaps the form of other answers instead."""
+def _schema(tool: Tool, name: str) -> Grammar:
+    return read_grammar("schema", tool.schema, name)
+
+
+def _grammar(
+    tools: Sequence[Tool],
+    schemas: Sequence[Grammar],
+    choice: ToolChoice,
+    options: GenerationOptions,
+    tokenizer: Tokenizer,
+) -> Grammar:
+    """A list of calls between its tokens; where none has to come, perhaps what is asked of other answers instead."""
     begin, end = (f"<[{tokenizer.special[each].id}]>" for each in (TOOL_CALL, TOOL_CALL_END))
-    tools = [tool for tool in tools if choice.name in (None, tool.name)]
     several = "" if choice.name or not options.parallel_tool_calls else ' (", " call)*'
-    rules = [f'calls: {begin} "[" call{several} "]" {end}']
-    rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(tools))))
-    for index, tool in enumerate(tools):
-        head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "arguments": ')
-        rules.append(f'call_{index}: {head} %json {json.dumps(tool.schema | {"x-guidance": WRITTEN})} "}}"')
+    rules, names = [f'calls: {begin} "[" call{several} "]" {end}'], []
+    for index, (tool, schema) in enumerate(zip(tools, schemas, strict=True)):
+        if choice.name in (None, tool.name):
+            names.append(f"call_{index}")
+            head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "arguments": ')
+            kept = dict.fromkeys(("lenient", "coerce_one_of"), not tool.strict)
+            guided = json.dumps(json.loads(schema.text) | {"x-guidance": AS_IN_PROMPTS | kept})
+            rules.append(f'{names[-1]}: {head} %json {guided} "}}"')
+    rules.append(f"call: {' | '.join(names)}")
     if choice.mode == "required" or options.grammar is None:
-        return Grammar("lark", "\n".join(["start: calls", *rules]), "tools")
+        return Grammar("lark", "\n".join(["start: calls", *rules]), "tools", options.think_first)
+    forms = json.loads(define(replace(options.grammar, thoughts=False)))["grammars"]
     calls = {"lark_grammar": "\n".join(["start: @form | calls", *rules])}
-    form, *parts = json.loads(define(options.grammar))["grammars"]
-    grammars = [calls, form | {"name": "form"}, *parts]
-    return Grammar("grammars", json.dumps({"grammars": grammars}), f"{options.grammar.name} or tools")
+    text = json.dumps({"grammars": [calls, forms[0] | {"name": "form"}]})
+    return Grammar("grammars", text, f"{options.grammar.name} with tools", options.think_first)
+
+
+@dataclass(frozen=True)
+class LazyForm:
+    """A grammar that begins with its ``first`` token, which may come at any time or never."""
+
+    grammar: CompiledGrammar
+    first: int
+
+    def constraint(self) -> "LazyConstraint":
+        """See ``Form``."""
+        return LazyConstraint(self.grammar, self.first)
 
 
 class LazyConstraint:
-    """A grammar that begins with its first token, which may come at any time; see ``Constraint``."""
+    """Where a row's answer stands in a ``LazyForm``; see ``Constraint``."""
 
     def __init__(self, grammar: CompiledGrammar, first: int):
         self._grammar, self._first = grammar, first

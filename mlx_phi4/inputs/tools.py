@@ -26,10 +26,14 @@ CHOICES = ("auto", "none", "required")
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that the model may call: its name, and the flat entry (name, description, parameters) as written."""
+    """A function that the model may call: its name, and the flat entry (name, description, parameters) as written.
+
+    Not ``strict``, what a grammar cannot say of its parameters is left open.
+    """
 
     name: str
     entry: dict[str, Any]
+    strict: bool = True
 
     @property
     def schema(self) -> dict:
@@ -126,7 +130,7 @@ def written(tools: Iterable[Tool]) -> str:
 def _tool(given: Any, where: str) -> Tool:
     if not isinstance(given, dict):
         raise PromptError(f"{where} is {kinds.shown(given)}, expected a JSON object with a name")
-    entry, place = given, where
+    entry, place, strict = given, where, given.get("strict")
     if "function" in given or ("type" in given and "name" not in given):
         if given.get("type") != "function" or not isinstance(given.get("function"), dict):
             kind = kinds.shown(given.get("type"))
@@ -135,6 +139,7 @@ def _tool(given: Any, where: str) -> Tool:
             )
         place = f"{where}.function"
         function = given["function"]
+        strict = function.get("strict")
         if unknown := [*given.keys() - {"type", "function"}, *function.keys() - {*_FIELDS, "strict"}]:
             raise PromptError(f"{place} has {kinds.shown(unknown[0])}, expected {', '.join(_FIELDS)} or strict")
         entry = {key: function[key] for key in _FIELDS if function.get(key) is not None}
@@ -143,7 +148,9 @@ def _tool(given: Any, where: str) -> Tool:
     if not isinstance(entry.get("description", ""), str):
         raise PromptError(f"{place}.description is {kinds.shown(entry['description'])}, expected a string")
     check_parameters(entry.get("parameters"), f"{place}.parameters")
-    return Tool(name, entry)
+    if not isinstance(strict, (bool, type(None))):
+        raise PromptError(f"{place}.strict is {kinds.shown(strict)}, expected true or false")
+    return Tool(name, entry, strict is not False)
 
 
 _FIELDS = ("name", "description", "parameters")  # of a published entry, in its order

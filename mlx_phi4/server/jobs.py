@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ..errors import Phi4Error
 from ..generation.options import GenerationOptions
 from ..generation.sequence import Sequence
-from ..generation.structured import CompiledGrammar
+from ..generation.tool_choice import Form
 from ..inputs.processor import Row
 from ..inputs.tools import ToolCall
 
@@ -50,14 +50,14 @@ class Job:
         answers: options of each answer.
         deliver: called in the engine thread with each ``Delivery``; must not block.
         salt: prompts reuse each other's keys and values only under the same salt.
-        form: the grammar of its answers, compiled outside of the engine thread.
+        form: which tokens its answers may have, compiled outside of the engine thread.
     """
 
     row: Row
     answers: list[GenerationOptions]
     deliver: Callable[[Delivery], None]
     salt: str = ""
-    form: CompiledGrammar | None = None
+    form: Form | None = None
     cached_tokens: int = 0  # prompt tokens that were there already; known once the first answer began
     sequences: list[Sequence] = field(default_factory=list)
     open: int = 0  # answers that have not ended

@@ -11,8 +11,7 @@ from ..generation.grammars import Grammar
 from ..generation.options import GenerationOptions, answer_number
 from ..generation.sampling import PENALTIES
 from ..generation.speculation import encoded
-from ..generation.structured import CompiledGrammar
-from ..generation.tool_choice import checked_choice
+from ..generation.tool_choice import Form, checked_choice
 from ..inputs.processor import Processor, Request, Row
 from ..inputs.tools import ToolChoice, tool_choice
 from . import fields
@@ -94,7 +93,7 @@ class Ask:
     """What a body asks for: rows, and the options of the answers to each.
 
     ``model`` is the name that was asked for, ``logprobs`` whether they are shown, ``include_usage`` whether a stream
-    ends with the usage, ``salt`` whose prompts may share keys and values, ``form`` the grammar of its answers.
+    ends with the usage, ``salt`` whose prompts may share keys and values, ``form`` what its answers keep to.
     """
 
     model: str
@@ -104,17 +103,12 @@ class Ask:
     include_usage: bool = False
     logprobs: bool = False
     salt: str = ""
-    form: CompiledGrammar | None = None
+    form: Form | None = None
 
     @property
     def grammar(self) -> Grammar | None:
-        """What ``form`` is compiled from, the same for all answers; None where tools have a part in it."""
-        return None if self.chooses_calls else self.answers[0][0].grammar
-
-    @property
-    def chooses_calls(self) -> bool:
-        """Whether tools decide what the answers may hold."""
-        return bool(self.rows[0].tools) or self.answers[0][0].tool_choice is not None
+        """What its answers keep to where they call nothing."""
+        return self.answers[0][0].grammar
 
     @property
     def mode(self) -> str:
@@ -152,10 +146,11 @@ def read_chat(given: Mapping[str, Any], reader: Reader) -> Ask:
     if found.get("prediction"):
         _check_length([found["prediction"]], reader, "the prediction")
         encoded(found["prediction"], reader.processor.tokenizer)  # here, so that the engine finds it done
-    if reader.think_first and found.get("response_format"):
-        found["response_format"] |= {"think_first": True}
     request = Request(read_messages(messages, reader.fetch), adapter=adapter, tools=tools)
-    with naming():
+    required = "tool_choice" in found and found["tool_choice"].mode == "required"
+    if reader.think_first and (found.get("response_format") or required):
+        found["response_format"] = found.get("response_format", {}) | {"think_first": True}
+    with _naming():
         return _ask(found, [reader.processor.row(request)], reader, logprobs)
 
 
@@ -187,8 +182,9 @@ def _ask(found: dict[str, Any], rows: list[Row], reader: Reader, logprobs: int |
     vocabulary = reader.processor.config.decoder.vocab_size
     if beyond := [token for token in found.get("logit_bias", {}) if token >= vocabulary]:
         raise fields.wrong("logit_bias", beyond[0], f"token ids below {vocabulary}")
-    named = {name: found[name] for name in (*_SAMPLING, "tool_choice", "parallel_tool_calls") if name in found}
-    options = {"temperature": reader.temperature} | named | {name: found.get(name) for name in ("stop", "prediction")}
+    named = (*_SAMPLING, "tool_choice", "parallel_tool_calls")
+    options = {"temperature": reader.temperature} | {name: found[name] for name in named if name in found}
+    options |= {name: found.get(name) for name in ("stop", "prediction")}
     options |= {"logprobs": logprobs, **found.get("response_format", {})}
     answers = [_answers(row, found, options, reader) for row in rows]
     return Ask(
@@ -215,8 +211,7 @@ def _answers(row: Row, found: dict[str, Any], options: dict, reader: Reader) -> 
             code="context_length_exceeded",
         )
     first = GenerationOptions(max_tokens=limit, **options)
-    if row.tools or first.tool_choice is not None:
-        checked_choice(row.tools, first)
+    checked_choice(row.tools, first)
     return [answer_number(first, index) for index in range(found.get("n", 1))]
 
 
@@ -251,7 +246,7 @@ def _older(value: Any, name: str) -> None:
 
 
 @contextmanager
-def naming() -> Iterator[None]:
+def _naming() -> Iterator[None]:
     """What is wrong with messages and tools says where at its beginning: that is the parameter."""
     try:
         yield

@@ -3,14 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 import anyio
 from anyio import to_thread
 
 from ..errors import Phi4Error
-from ..generation.structured import compiled
-from ..generation.tool_choice import choose_calls
+from ..generation.tool_choice import answer_form
 from ..inputs.processor import Processor
 from .engine import Engine
 from .errors import RequestError
@@ -18,7 +18,7 @@ from .jobs import Delivery, Job, ServerError
 from .metrics import Metrics
 from .names import ModelNames
 from .remote import Fetcher
-from .requests import Ask, naming
+from .requests import Ask
 
 Result = TypeVar("Result")
 PREPARING = 4  # threads that read pictures, recordings and long texts at once
@@ -95,18 +95,16 @@ class Service:
         return await to_thread.run_sync(prepare, *arguments, limiter=self.preparing)
 
     async def formed(self, ask: Ask) -> Ask:
-        """An ask with the grammar of its answers, if they have one. Raises RequestError."""
-        if ask.chooses_calls:
-            arguments = ask.rows[0].tools, ask.answers[0][0], self.processor.tokenizer
-            with naming():  # the row finds the grammar made
-                await to_thread.run_sync(choose_calls, *arguments, limiter=self.compiling)
-        grammar = ask.grammar
-        if grammar is None:
+        """An ask with the form of its answers, if they have one. Raises RequestError."""
+        tools, options = ask.rows[0].tools, ask.answers[0][0]
+        if not tools and ask.grammar is None:
             return ask
+        make = partial(answer_form, tools, options, self.processor.tokenizer)
         try:
-            form = await to_thread.run_sync(compiled, grammar, self.processor.tokenizer, limiter=self.compiling)
-        except Phi4Error as error:
-            raise RequestError(str(error), param=grammar.name, code="invalid_value") from None
+            form = await to_thread.run_sync(make, limiter=self.compiling)
+        except Phi4Error as error:  # which begins with what it is about
+            param = str(error).partition(" ")[0]
+            raise RequestError(str(error), param=param, code="invalid_value") from None
         return replace(ask, form=form)
 
 
@@ -185,10 +183,6 @@ class Asked:
             "prompt_tokens": prompt,
             "completion_tokens": self.completion_tokens,
             "total_tokens": prompt + self.completion_tokens,
-            "completion_tokens_details": {
-                "accepted_prediction_tokens": sum(each.accepted for job in self.jobs for each in job.sequences),
-                "rejected_prediction_tokens": sum(each.rejected for job in self.jobs for each in job.sequences),
-            },
             "prompt_tokens_details": {"cached_tokens": sum(job.cached_tokens for job in self.jobs)},
         }
 
