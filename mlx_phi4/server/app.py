@@ -13,6 +13,7 @@ from ..errors import Phi4Error
 from .errors import RequestError
 from .guard import Guard, answer
 from .jobs import ServerError
+from .page import Page
 from .routes import Routes
 from .service import Service
 from .transcriptions import Transcriptions
@@ -22,6 +23,7 @@ def make_app(service: Service) -> ASGIApp:
     """All endpoints of a service, behind its guard."""
     routes, audio = Routes(service), Transcriptions(service)
     table = [
+        Route("/", Page(service).get),
         Route("/v1/chat/completions", routes.chat, methods=["POST"]),
         Route("/v1/completions", routes.completions, methods=["POST"]),
         Route("/v1/responses", routes.responses, methods=["GET", "POST"]),

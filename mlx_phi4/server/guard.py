@@ -22,7 +22,7 @@ from .jobs import ServerError
 from .service import Service
 from .wire import ClientGone, Json
 
-OPEN_PATHS = ("/health",)  # need no key
+OPEN_PATHS = ("/health", "/")  # need no key: the page asks for it
 WORK_PATHS = ("/v1/chat/", "/v1/completions", "/v1/audio/")  # counted as work for the engine
 BODY_SECONDS = 30  # without a byte of a body that was announced
 SLOWEST_BODY = 600  # seconds for all of it
@@ -185,6 +185,7 @@ class Line:
 
 
 KNOWN_PATHS = (
+    "/",
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/models",

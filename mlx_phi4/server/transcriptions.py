@@ -3,7 +3,7 @@
 import math
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from anyio import to_thread
@@ -96,10 +96,13 @@ class Transcriptions:
         note(request.scope, model=recording.found["model"], mode="speech")
         hearing = Hearing(self.service, recording)
         if recording.found.get("stream"):
-            if recording.response_format not in ("json", "text"):
-                raise unsupported("stream", "goes with response_format json or text")
+            if recording.response_format not in ("json", "text", "verbose_json"):
+                raise unsupported("stream", "goes with response_format json, text or verbose_json")
             note(request.scope, stream=True)
-            return EventStream(self._events(hearing, request.scope), lambda: hearing.close(request.scope))
+            events = self._events(
+                hearing, _segment if recording.response_format == "verbose_json" else None, request.scope
+            )
+            return EventStream(events, lambda: hearing.close(request.scope))
         try:
             transcript = await unless_gone(request, hearing.run())
         finally:
@@ -147,9 +150,9 @@ class Transcriptions:
         rows = min(PIECES, self.service.settings.max_rows)
         return Transcriber(task=task, prompt=prompt, context=found.get("prompt"), batch_size=rows, **options)
 
-    async def _events(self, hearing: Hearing, scope: dict) -> AsyncGenerator[str, None]:
+    async def _events(self, hearing: Hearing, shown: Callable | None, scope: dict) -> AsyncGenerator[str, None]:
         try:
-            async for event in server_sent(hearing.events()):
+            async for event in server_sent(hearing.events(shown)):
                 yield event
         except Exception as error:
             body = error_body(error)
