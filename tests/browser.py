@@ -1,5 +1,8 @@
 """A real browser: Chromium as the system has it, without a window, with devices that play a file and draw a picture."""
 
+import base64
+import json
+import mimetypes
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,22 +14,22 @@ import numpy as np
 import pytest
 import soundfile
 
+from mlx_phi4.generation.batch import Batch
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="the page is not tested: Chromium is not installed")
+MEDIA = Path(__file__).parents[1] / "examples" / "media"
 DEVICES = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 PATIENCE = 30_000  # milliseconds for what a person would see
 
 
 @contextmanager
-def launched(*arguments: str) -> Iterator:
+def launched(driver, *arguments: str) -> Iterator:
     """Chromium for as long as the block runs."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *arguments])
-        yield browser
-        browser.close()
+    browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *arguments])
+    yield browser
+    browser.close()
 
 
 def microphone(path: Path, recording: Path, pause: float = 3.0) -> str:
@@ -38,10 +41,11 @@ def microphone(path: Path, recording: Path, pause: float = 3.0) -> str:
 
 
 @contextmanager
-def visiting(browser, url: str, *, refused: bool = False, ready: bool = True, **context) -> Iterator:
+def visiting(browser, url: str, *, refused: bool = False, ready: bool = True, script: str = "", **context) -> Iterator:
     """The page at a server. At the end there was no error in it and no call to another host.
 
     ``refused``: that the server refuses something, or is gone, belongs to the visit. ``ready``: the model is there.
+    ``script`` runs before the page's own.
     """
     visit = browser.new_context(**context)
     visit.set_default_timeout(PATIENCE)
@@ -49,6 +53,7 @@ def visiting(browser, url: str, *, refused: bool = False, ready: bool = True, **
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
     page.on("request", lambda request: hosts.add(urlsplit(request.url.removeprefix("blob:")).netloc))
+    page.add_init_script(script)
     page.goto(url)
     if ready:
         wait(page, "document.querySelector('#model').textContent")
@@ -66,6 +71,12 @@ def wait(page, expression: str) -> None:
     while not page.evaluate(f"() => Boolean({expression})"):
         assert time.monotonic() < until, f"never true: {expression}"
         page.wait_for_timeout(50)
+
+
+def slow(monkeypatch, seconds: float) -> None:
+    """Steps take so long: what is pressed meanwhile is pressed in the middle of an answer."""
+    step = Batch.step
+    monkeypatch.setattr(Batch, "step", lambda self: time.sleep(seconds) or step(self))
 
 
 def ask(page, text: str, *files: Path) -> str:
@@ -89,9 +100,6 @@ def answer(page, number: int = -1) -> str:
 
 def drop(page, files: list[Path], selector: str = "body") -> None:
     """Drop files, as somebody does who drags them there."""
-    import base64
-    import mimetypes
-
     given = [[f.name, mimetypes.guess_type(f)[0] or "", base64.b64encode(f.read_bytes()).decode()] for f in files]
     transfer = page.evaluate_handle(
         """given => {
@@ -104,3 +112,16 @@ def drop(page, files: list[Path], selector: str = "body") -> None:
         given,
     )
     page.dispatch_event(selector, "drop", {"dataTransfer": transfer})
+
+
+def answered(page, address, events):
+    """What the server would send, for answers that phi4-tiny does not give."""
+    body = "".join(f"data: {json.dumps(each)}\n\n" for each in events) + "data: [DONE]\n\n"
+    page.route(address, lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+
+
+def said(text):
+    """Chunks of an answer."""
+    pieces = [text[at : at + 7] for at in range(0, len(text), 7)]
+    chunks = [{"choices": [{"delta": {"content": piece}, "finish_reason": None}]} for piece in pieces]
+    return [*chunks, {"choices": [{"delta": {}, "finish_reason": "stop"}]}]

@@ -1,18 +1,26 @@
 """The page in a real browser: what a person asks, sees, hears and downloads there."""
 
-import json
-import time
-from pathlib import Path
-
 import pytest
-from browser import DEVICES, answer, ask, drop, launched, microphone, needs_chromium, visiting, wait
+from browser import (
+    DEVICES,
+    MEDIA,
+    answer,
+    answered,
+    ask,
+    drop,
+    launched,
+    microphone,
+    needs_chromium,
+    said,
+    slow,
+    visiting,
+    wait,
+)
 from serving import running
 
-from mlx_phi4.generation.batch import Batch
 from mlx_phi4.transcription.transcript import Transcript
 
 pytestmark = needs_chromium
-MEDIA = Path(__file__).parents[1] / "examples" / "media"
 SIGN, QUESTION, COMMAND, LIST = (MEDIA / name for name in ("sign.png", "question.flac", "command.flac", "list.flac"))
 CAPITAL = "What is the capital of France?"
 WORDS = "Copy: red green blue one two three"  # phi4-tiny copies some of them: an answer of several tokens
@@ -25,9 +33,9 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
+def browser(driver, tmp_path_factory):
     heard = microphone(tmp_path_factory.mktemp("microphone") / "heard.wav", QUESTION)
-    with launched(*DEVICES, heard) as found:
+    with launched(driver, *DEVICES, heard) as found:
         yield found
 
 
@@ -41,17 +49,11 @@ def status(page, name):
     return page.locator(f"#status-{name}").inner_text()
 
 
-def slow(monkeypatch, seconds):
-    """Steps take so long: what is pressed meanwhile is pressed in the middle of an answer."""
-    step = Batch.step
-    monkeypatch.setattr(Batch, "step", lambda self: time.sleep(seconds) or step(self))
-
-
 def test_answers_in_all_modes(server, page):
     assert page.locator("#empty").is_visible()
     assert ask(page, CAPITAL) == "Paris"
     assert (status(page, "mode"), status(page, "adapter")) == ("text", "base")
-    assert float(status(page, "first").removesuffix(" s")) > 0 and float(status(page, "pace")) > 0
+    assert float(status(page, "first").removesuffix(" s")) > 0
     page.click("#new-conversation")
     assert ask(page, "Describe the picture.", SIGN) == "blue star"
     assert (status(page, "mode"), status(page, "adapter")) == ("vision", "vision")
@@ -64,7 +66,7 @@ def test_answers_in_all_modes(server, page):
     assert ask(page, "") == "star"
     assert (status(page, "mode"), status(page, "adapter")) == ("vision-speech", "vision")
     wait(page, "/\\d [MG]B/.test(document.querySelector('#status-memory').textContent)")
-    wait(page, "document.querySelector('#status-queue').textContent === '0 running, 0 waiting'")
+    wait(page, "document.querySelector('#status-queue').textContent === 'empty'")
 
 
 def test_a_picture_and_what_is_said_about_it(page):
@@ -98,10 +100,13 @@ def test_a_picture_and_what_is_said_about_it(page):
 
 def test_stop_retry_and_change(page, monkeypatch):
     with monkeypatch.context() as slower:
-        slow(slower, 0.5)
+        slow(slower, 0.6)
         page.fill("#question", WORDS)
         page.keyboard.press("Enter")
         wait(page, "document.querySelector('article.answer .text').textContent")
+        wait(page, "document.querySelector('#status-queue').textContent === '1 running, 0 waiting'")
+        wait(page, "Number(document.querySelector('#status-pace').textContent) > 0")
+        assert float(status(page, "pace")) < 1 / 0.6 + 0.1
         page.click("#stop")
         stopped = answer(page)
         assert "stopped" in page.locator(".facts").inner_text()
@@ -196,19 +201,6 @@ def test_subtitles_are_written_as_the_package_writes_them(page, tmp_path):
     transcript = Transcript.from_json(found.pop("json"))
     assert {name: transcript.render(name) for name in found} == found
     assert "100:00:00.250" in found["vtt"] and len(transcript.segments) == 5
-
-
-def answered(page, address, events):
-    """What the server would send, for answers that phi4-tiny does not give."""
-    body = "".join(f"data: {json.dumps(each)}\n\n" for each in events) + "data: [DONE]\n\n"
-    page.route(address, lambda route: route.fulfill(body=body, content_type="text/event-stream"))
-
-
-def said(text):
-    """Chunks of an answer."""
-    pieces = [text[at : at + 7] for at in range(0, len(text), 7)]
-    chunks = [{"choices": [{"delta": {"content": piece}, "finish_reason": None}]} for piece in pieces]
-    return [*chunks, {"choices": [{"delta": {}, "finish_reason": "stop"}]}]
 
 
 HOSTILE = """# Title & <b>bold</b>

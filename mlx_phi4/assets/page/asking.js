@@ -1,9 +1,11 @@
 // From a conversation's turns to a request, and from a stream of chunks to an answer.
 
 import { partOf } from "./media.js";
-import { Problem, sentence } from "./say.js";
+import { aboutFile } from "./say.js";
 import { eventsOf, post } from "./server.js";
 import { requestSettings, systemText } from "./settings.js";
+
+const SHORTEST = 0.05; // seconds between first and last token; what comes at once has no pace
 
 /** An answer that has not begun. */
 export function emptyAnswer() {
@@ -57,7 +59,7 @@ function callsOf({ calls }) {
 function named(problem, turns, before) {
   const place = /^messages\[(\d+)\]\.content\[(\d+)\]\.\w+(?:\.\w+)?:? /i.exec(problem.message);
   const medium = place && turns[place[1] - before]?.media?.[place[2]];
-  return medium ? new Problem(sentence(`${medium.name}: ${problem.message.slice(place[0].length)}`), problem.status) : problem;
+  return medium ? aboutFile(medium.name, problem.message.slice(place[0].length)) : problem;
 }
 
 /** Whether the chunk brought a piece of the answer. */
@@ -99,6 +101,6 @@ class Pace {
   get figures() {
     if (this.first === undefined) return {};
     const seconds = (this.last - this.first) / 1000;
-    return { first: (this.first - this.begun) / 1000, tokens: this.pieces, pace: seconds > 0 ? (this.pieces - 1) / seconds : 0 };
+    return { first: (this.first - this.begun) / 1000, tokens: this.pieces, pace: seconds > SHORTEST ? (this.pieces - 1) / seconds : 0 };
   }
 }

@@ -34,16 +34,8 @@ class LiveSession {
 
   async run() {
     try {
+      this.microphone = await this.open();
       await this.connect();
-      this.microphone = await openMicrophone({
-        rate: LIVE_RATE,
-        samples: (block) => this.hear(block),
-        level: (level) => this.options.level(level, this.seconds),
-        lost: (problem) => {
-          this.options.lost(problem);
-          this.stop();
-        },
-      });
       this.begin(this.microphone.rate);
       if (this.stopped) this.stop();
       await this.ended;
@@ -52,6 +44,18 @@ class LiveSession {
       this.socket?.close();
     }
     return this.samples ? asWav(this.pieces, this.rate) : null;
+  }
+
+  open() {
+    return openMicrophone({
+      rate: LIVE_RATE,
+      samples: (block) => this.hear(block),
+      level: (level) => this.options.level(level, this.seconds),
+      lost: (problem) => {
+        this.options.lost(problem);
+        this.stop();
+      },
+    });
   }
 
   get seconds() {

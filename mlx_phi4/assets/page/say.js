@@ -35,6 +35,11 @@ export function sentence(text) {
   return /[.!?]$/.test(begun) ? begun : `${begun}.`;
 }
 
+/** What the server says of a file that it knows by another name. */
+export function aboutFile(name, text) {
+  return new Problem(`${name}${text.startsWith("is ") ? " " : ": "}${text}`);
+}
+
 /** Wrap an event listener whose problems are to be shown. */
 export function careful(listener) {
   return async (event) => {

@@ -34,7 +34,7 @@ export async function lookAtServer() {
   const figure = (name) => Number(new RegExp(`^mlx_phi4_${name} (\\S+)`, "m").exec(text)?.[1] ?? NaN);
   const [memory, running, waiting] = [figure("active_bytes"), figure("running_rows"), figure("waiting_requests")];
   show("memory", memory >= 0 && bytes(memory));
-  show("queue", running >= 0 && `${running} running, ${waiting} waiting`);
+  show("queue", running + waiting ? `${running} running, ${waiting} waiting` : running === 0 && "empty");
 }
 
 function bytes(number) {

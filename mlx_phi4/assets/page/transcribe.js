@@ -4,7 +4,7 @@ import { byId, clock, download } from "./dom.js";
 import { hearLive } from "./live.js";
 import { copyText } from "./markdown.js";
 import { kindOf } from "./media.js";
-import { announce, careful, clearComplaint, complain, Problem } from "./say.js";
+import { aboutFile, announce, careful, clearComplaint, complain, Problem } from "./say.js";
 import { addSegment, clearSegments, followPlayer, showProvisional } from "./segments.js";
 import { call, eventsOf, MAX_BODY, tooLarge } from "./server.js";
 import { requestSettings } from "./settings.js";
@@ -51,11 +51,17 @@ async function hearFile(file) {
     byId("progress-text").textContent = "The recording is on its way";
     const path = `v1/audio/${byId("task").value}`;
     const response = await call(path, { method: "POST", body: uploadOf(file), signal: controller.signal });
-    for await (const event of eventsOf(response)) {
-      if (event.type === "transcript.text.segment") heard(event);
-      if (event.type === "transcript.text.done") finish(event);
-    }
+    await readEvents(response).catch((problem) => {
+      throw /^File: /.test(problem.message) ? aboutFile(file.name, problem.message.slice("File: ".length)) : problem;
+    });
   });
+}
+
+async function readEvents(response) {
+  for await (const event of eventsOf(response)) {
+    if (event.type === "transcript.text.segment") heard(event);
+    if (event.type === "transcript.text.done") finish(event);
+  }
 }
 
 function uploadOf(file) {

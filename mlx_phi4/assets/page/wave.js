@@ -4,7 +4,7 @@ import { byId, clock } from "./dom.js";
 import { surenessOf } from "./segments.js";
 
 const PLOT_RATE = 8000; // samples a second, the lowest that every browser decodes to
-const COLUMNS = 1200;
+const COLUMNS = 360;
 const LARGEST = 400e6; // bytes of a file that is decoded for its picture
 const WAVE_PART = 0.78; // of the height
 let peaks = null; // loudest sample of each column
@@ -58,7 +58,7 @@ function drawPeaks(pen, style, heard) {
   peaks.forEach((peak, column) => {
     const half = Math.max(0.5, (peak / loudest) * middle * 0.95);
     pen.fillStyle = style.getPropertyValue(column * step < heard ? "--accent" : "--wave");
-    pen.fillRect(column * step, middle - half, Math.max(1, step * 0.7), 2 * half);
+    pen.fillRect(column * step, middle - half, Math.max(1, step * 0.6), 2 * half);
   });
 }
 
