@@ -182,7 +182,7 @@ class Segmenter:
 
     def _cut_runs(self, last: bool) -> Iterator[Piece]:
         while self.runs:
-            start, end, count = self.runs[0]
+            _, end, count = self.runs[0]
             closed = last or len(self.runs) > 1 or self.known - end >= max(self.pause, 2 * self.padding)
             if closed and self.begin is None and count < CLICK:
                 del self.runs[0]

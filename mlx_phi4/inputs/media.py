@@ -49,8 +49,10 @@ def see_all(videos: list, max_crops: int | None) -> list[SeenVideo]:
         try:
             found.append(see(each, max_crops))
         except MediaError as error:
-            unnamed = str(error).startswith("video")
-            raise MediaError(f"videos[{index}]: {error}" if unnamed else str(error)) from None
+            source = each.source if isinstance(each, Video) else each
+            if isinstance(source, (str, os.PathLike)) and os.fspath(source):
+                raise
+            raise MediaError(f"videos[{index}]: {error}") from None
     return found
 
 

@@ -5,15 +5,16 @@ One thread cuts and decodes; whoever brings the sound only waits where more lies
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import kinds
 from ..arguments.names import takes
-from ..audio.preprocess import prepare_clip
 from ..audio.reader import HIGHEST_RATE, NARROW_RATE, SAMPLE_RATE, open_recording
-from ..audio.segmentation import Piece, Segmenter
+from ..audio.segmentation import Piece
 from ..errors import Phi4Error
+from .arriving import ArrivingPieces
+from .chunking import chunk_of
 from .decoding import AudioChunk, PiecesInHand, SegmentDecoder
 from .live_events import Behind, Event, Failed, Heard, SpeechStarted, SpeechStopped
 from .provisional import Guess
@@ -87,15 +88,12 @@ class Live:
             raise Phi4Error("clip_timestamps and partial are for recordings that are there already")
         self._decoder = SegmentDecoder(model, processor, transcriber.question, transcriber.decoding, pool)
         chunking = transcriber.chunking.suited_to(processor.config)
-        self.rate = rate if rate in (SAMPLE_RATE, NARROW_RATE) else SAMPLE_RATE
-        self._segmenter = Segmenter(self.rate, 0, chunking.segment_seconds, chunking.pause, live=True)
+        self._rate, self._arriving = rate, ArrivingPieces(rate, chunking.segment_seconds, chunking.pause)
         # so much may wait that the largest batch is full
         self._limit = transcriber.decoding.batch_size * chunking.segment_seconds
-        self._given_rate, self._resampler = rate, None
         self._told, self.segments, self.seconds = told, [], 0.0
         self._changed = threading.Condition()
         self._inbox: deque[np.ndarray | None] = deque()  # None: the piece that is open ends here
-        self._rest: list[np.ndarray] = []  # samples of a step that is not whole yet
         self._queue: deque[tuple[int, AudioChunk]] = deque()  # pieces that no row is free for
         self._ends: deque[tuple[float, float]] = deque()  # start and end of all pieces that were not heard yet
         self._cut = 0  # pieces that have ended
@@ -128,8 +126,19 @@ class Live:
     def behind(self) -> float:
         """Seconds that have been fed since the oldest piece ended that was not heard yet; 0 if there is none."""
         with self._changed:
-            oldest = self._ends[0][1] if self._ends else self._position
+            oldest = self._ends[0][1] if self._ends else self._arriving.seconds
             return max(0.0, self.seconds - oldest) if self._ends or self._inbox else 0.0
+
+    @property
+    def full(self) -> bool:
+        """Whether ``feed`` would wait."""
+        with self._changed:
+            return not self._done and self._held > self._limit
+
+    @property
+    def error(self) -> Exception | None:
+        """What ended the thread that decodes, if anything did."""
+        return self._error
 
     def feed(self, samples: Any) -> None:
         """Take sound: (samples,) or (samples, channels), floats in [-1, 1] or integers of full scale.
@@ -169,19 +178,14 @@ class Live:
             while not self._done and self._held > self._limit:
                 self._changed.wait(IDLE_SECONDS)
             self._raise()
-            self.seconds += len(block) / self._given_rate
+            self.seconds += len(block) / self._rate
             self._inbox.append(block)
             self._changed.notify_all()
 
     @property
     def _held(self) -> float:
         """Seconds of sound in memory that was not heard yet."""
-        return self.seconds - (self._ends[0][0] if self._ends else self._position)
-
-    @property
-    def _position(self) -> float:
-        """Seconds that were cut."""
-        return (self._segmenter.offset + self._segmenter.total) / self.rate
+        return self.seconds - (self._ends[0][0] if self._ends else self._arriving.seconds)
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -208,7 +212,7 @@ class Live:
         while self._queue and pieces.room(self._queue[0][1]):
             pieces.put(*self._queue.popleft())
         if not self._queue and not pieces and not ended:
-            self._guess.ask(pieces, self._cut, self._segmenter.open())
+            self._guess.ask(pieces, self._cut, self._arriving.open)
         for key, answer in pieces.step():
             if (found := self._guess.answered(key, answer)) is not None:
                 self._tell(found)
@@ -225,57 +229,21 @@ class Live:
             arrived, ended = list(self._inbox), self._ended
             self._inbox.clear()
         for block in arrived:
-            self._add(block) if block is not None else self._end_stretch()
+            self._take_pieces(self._arriving.end_piece() if block is None else self._arriving.add(block))
         if ended and not self._stopped:
-            self._add(None)
-            self._end_stretch()
+            self._take_pieces(self._arriving.end())
         return ended
 
-    def _add(self, block: "np.ndarray | None") -> None:
-        """Resample and cut; None is the end."""
-        import numpy as np
-
-        if self._given_rate != self.rate:
-            block = self._resampled(block)
-        if block is None or not len(block):
-            return
-        step = self._segmenter.step * self._segmenter.hop
-        joined = np.concatenate([*self._rest, block])
-        whole = len(joined) - len(joined) % step
-        for start in range(0, whole, step):
-            self._segmenter.add(joined[start : start + step])
-            self._take_pieces(last=False)
-        self._rest = [joined[whole:]]
-
-    def _resampled(self, block: "np.ndarray | None") -> "np.ndarray":
-        import numpy as np
-        import soxr
-
-        if self._resampler is None:
-            self._resampler = soxr.ResampleStream(self._given_rate, self.rate, 1, dtype="float32")
-        last = block is None
-        given = np.zeros(0, np.float32) if last else np.ascontiguousarray(block)
-        return self._resampler.resample_chunk(given, last=last)
-
-    def _end_stretch(self) -> None:
-        """What is open ends here."""
-        if self._rest and len(self._rest[0]):
-            self._segmenter.add(self._rest[0])
-        self._rest = []
-        self._take_pieces(last=True)
-        with self._changed:
-            self._segmenter = self._segmenter.next_stretch()
-
-    def _take_pieces(self, last: bool) -> None:
-        for piece in self._segmenter.finished(last):
+    def _take_pieces(self, found: Iterable[Piece]) -> None:
+        for piece in found:
             self._begin(piece.start_seconds)
-            chunk = _chunk(piece)
+            chunk = chunk_of(piece)
             with self._changed:
                 self._ends.append((chunk.start, chunk.end))
             self._queue.append((self._cut, chunk))
             self._tell(SpeechStopped(self._cut, chunk.start, chunk.end))
             self._cut += 1
-        if (open_piece := self._segmenter.open()) is not None:
+        if (open_piece := self._arriving.open) is not None:
             self._begin(open_piece.start_seconds)
 
     def _begin(self, start: float) -> None:
@@ -308,7 +276,3 @@ class Live:
     def _tell(self, event: Event) -> None:
         if self._told is not None:
             self._told(event)
-
-
-def _chunk(piece: Piece) -> AudioChunk:
-    return AudioChunk(piece.start_seconds, piece.end_seconds, prepare_clip((piece.samples, piece.rate)))

@@ -3,10 +3,10 @@
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..audio.preprocess import prepare_clip
 from ..audio.segmentation import Piece
 from ..errors import Phi4Error
-from .decoding import AudioChunk, PiecesInHand
+from .chunking import chunk_of
+from .decoding import PiecesInHand
 from .live_events import Provisional
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
@@ -33,7 +33,7 @@ class Guess:
         again = self._asked is not None and self._asked[0] == number
         if seconds < (self._asked[1] + max(EACH, COST * self._took) if again else FIRST):
             return
-        chunk = AudioChunk(piece.start_seconds, piece.end_seconds, prepare_clip((piece.samples, piece.rate)))
+        chunk = chunk_of(piece)
         self._asked = number, seconds
         key = "provisional", number, chunk.start
         try:
