@@ -18,6 +18,7 @@ from .modalities import Mode
 from .model import Phi4
 from .transcription.transcribe import transcribe
 from .transcription.transcript import Segment, Transcript
+from .vision.video import Video
 
 __all__ = [
     "Chat",
@@ -32,6 +33,7 @@ __all__ = [
     "Request",
     "Segment",
     "Transcript",
+    "Video",
     "batch_generate",
     "benchmark",
     "cache_prompt",

@@ -85,6 +85,7 @@ def valid(loaded, checkpoint, tmp_path_factory):
         "convert": {"model": checkpoint(), "mlx_path": folder / "taken"}, "load": {"path_or_hub_id": checkpoint()},
         "evaluate_asr": both | {"manifest": "none.jsonl"}, "evaluate_pictures": both | {"manifest": "none.jsonl"},
         "evaluate_text": both | {"tasks": ["no such task"]}, "stream_generate": asked,
+        "Video": {"source": "none.mp4"},
         "transcribe": both | {"source": SOUND, "max_tokens": 1, "temperatures": 0},
     }  # fmt: skip
     owners = {"Processor": processor, "Chat": talk, "PromptCache": cache, "Transcript": transcript, "Phi4": model}

@@ -6,6 +6,7 @@ from ..arguments import kinds
 from ..arguments.names import takes
 from ..inputs.processor import Processor, Request, as_requests
 from ..model import Phi4
+from ..vision.preprocess import crops_kind
 from .batch import Batch
 from .options import answer_number, make_options, takes_options
 from .prompt_cache import PromptCache
@@ -19,6 +20,7 @@ _asked = takes(
     system=kinds.text | None,
     raw=kinds.flag,
     adapter=kinds.text | None,
+    max_crops=crops_kind | None,
 )  # what all that take one request are asked with
 
 
@@ -34,10 +36,12 @@ def generate(
     system: str | None = None,
     raw: bool = False,
     adapter: str | None = None,
+    videos: list | None = None,
+    max_crops: int | None = None,
     **options,
 ) -> str:
     """The whole answer as a string. Arguments as in ``stream_generate``."""
-    request = {"system": system, "raw": raw, "adapter": adapter}
+    request = {"system": system, "raw": raw, "adapter": adapter, "videos": videos, "max_crops": max_crops}
     stream = stream_generate(model, processor, prompt, images, audios, **request, **options)
     return "".join(response.text for response in stream)
 
@@ -54,6 +58,8 @@ def stream_generate(
     system: str | None = None,
     raw: bool = False,
     adapter: str | None = None,
+    videos: list | None = None,
+    max_crops: int | None = None,
     **options,
 ) -> Iterator[GenerationResponse]:
     """Yield one response per generated token, the end token included.
@@ -61,7 +67,7 @@ def stream_generate(
     A prompt cache gets the sequence back at the end or when the caller closes the generator, never after an exception.
 
     Args:
-        prompt, images, audios, system, raw, adapter: see ``Processor.__call__``.
+        prompt, images, audios, system, raw, adapter, videos, max_crops: see ``Processor.__call__``.
         options: the fields of ``options.GenerationOptions``: how tokens are chosen, ``max_tokens`` and ``stop``, and
             how the prompt is computed and kept.
 
@@ -69,7 +75,8 @@ def stream_generate(
         Phi4Error: a bad argument, prompt or medium, before the first token.
     """
     chosen = make_options(options)
-    row = processor.row(Request(prompt, images, audios, system, raw, adapter=adapter))
+    request = Request(prompt, images, audios, system, raw, adapter=adapter, videos=videos, max_crops=max_crops)
+    row = processor.row(request)
     batch = Batch(model)
     batch.admit(Sequence(row, chosen, processor.tokenizer))
     try:
@@ -150,6 +157,8 @@ def cache_prompt(
     system: str | None = None,
     raw: bool = False,
     adapter: str | None = None,
+    videos: list | None = None,
+    max_crops: int | None = None,
     **options,
 ) -> PromptCache:
     """The cache of a prompt, to be saved with ``PromptCache.save`` or given to ``stream_generate``.
@@ -159,7 +168,7 @@ def cache_prompt(
     """
     cache = PromptCache()
     options |= {"prompt_cache": cache, "max_tokens": 1}
-    request = {"system": system, "raw": raw, "adapter": adapter}
+    request = {"system": system, "raw": raw, "adapter": adapter, "videos": videos, "max_crops": max_crops}
     for _ in stream_generate(model, processor, prompt, images, audios, **request, **options):
         pass
     return cache

@@ -6,7 +6,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp
 
 from ..errors import Phi4Error
@@ -14,6 +14,7 @@ from .errors import RequestError
 from .guard import Guard, answer
 from .jobs import ServerError
 from .page import Page
+from .realtime import Realtime
 from .routes import Routes
 from .service import Service
 from .transcriptions import Transcriptions
@@ -31,6 +32,7 @@ def make_app(service: Service) -> ASGIApp:
         Route("/v1/models/{name:path}", routes.model),
         Route("/v1/audio/transcriptions", audio.transcriptions, methods=["POST"]),
         Route("/v1/audio/translations", audio.translations, methods=["POST"]),
+        WebSocketRoute("/v1/realtime", Realtime(service).session),
         Route("/health", routes.health),
         Route("/metrics", routes.metrics),
     ]
