@@ -61,7 +61,7 @@ def visiting(browser, url: str, *, refused: bool = False, ready: bool = True, sc
     visit.close()
     if refused:  # the browser notes it for developers
         problems = [text for text in problems if not text.startswith("Failed to load resource")]
-    assert problems == []
+    assert problems == [], problems
     assert hosts <= {urlsplit(url).netloc, ""}
 
 

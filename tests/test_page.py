@@ -1,6 +1,9 @@
 """The page in a real browser: what a person asks, sees, hears and downloads there."""
 
+from pathlib import Path
+
 import pytest
+import soundfile
 from browser import (
     DEVICES,
     MEDIA,
@@ -179,6 +182,40 @@ def test_a_file_is_transcribed_played_and_downloaded(page, tmp_path):
     }
 
 
+def test_live_from_the_microphone(page):
+    """The microphone says one sentence again and again, with pauses of three seconds."""
+    page.click("#tab-transcribe")
+    page.click("#start-live")
+    wait(page, "document.querySelector('#live-level').value > 0.5")
+    wait(page, "document.querySelector('#provisional').textContent.includes('what')")
+    page.locator("#segments button").first.wait_for()
+    wait(page, "document.querySelector('#live-level').value > 0.5")  # it begins again, and is stopped in the middle
+    page.click("#stop-hearing")
+    page.locator("#downloads").wait_for()
+    texts = page.locator("#segments button span:nth-child(2)").all_inner_texts()
+    assert texts[0] == "what shape is it" and len(texts) == 2
+    wait(page, "document.querySelector('#player').duration > 3")
+    page.locator("#segments button").first.click()
+    wait(page, "document.querySelector('#player').currentTime > 0.3")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="srt", exact=True).click()
+    cues = Path(download.value.path()).read_text(encoding="utf-8").split("\n\n")
+    assert cues[0].endswith("what shape is it") and cues[0].startswith("1\n00:00:0")
+
+
+def test_a_recording_that_is_larger_than_a_request_goes_in_parts(browser, tmp_path):
+    samples, rate = soundfile.read(LIST)
+    soundfile.write(tmp_path / "list.wav", samples, rate, subtype="FLOAT")
+    with running(max_body=250_000) as small, visiting(browser, small.url) as page:
+        page.click("#tab-transcribe")
+        page.set_input_files("#recording-file", tmp_path / "list.wav")
+        page.locator("#downloads").wait_for()
+        lines = page.locator("#segments button span:nth-child(2)").all_inner_texts()
+        assert lines == ["four zero seven two", "open the window", "nine one one five three", "stop the music"]
+        last = page.locator("#segments li").last
+        assert 7 < float(last.get_attribute("data-start")) < float(last.get_attribute("data-end")) < 9.4
+
+
 def test_subtitles_are_written_as_the_package_writes_them(page, tmp_path):
     """Texts that phi4-tiny does not say: marks, spaces, control characters, cues that overlap, hours."""
     texts = [" a <b> & c ", "two\nlines\tand\x07 more", "", "\u00ab\u00a0oui\u00a0! \u00bb", "far"]
@@ -187,7 +224,7 @@ def test_subtitles_are_written_as_the_package_writes_them(page, tmp_path):
         {"type": "transcript.text.segment", "start": start, "end": end, "text": text, "avg_logprob": -0.5, "flags": []}
         for (start, end), text in zip(times, texts, strict=True)
     ]
-    done = {"type": "transcript.text.done", "text": "all", "duration": 360001.5}
+    done = {"type": "transcript.text.done", "text": "all", "duration": 360001.5, "usage": {"output_tokens": 9}}
     answered(page, "**/v1/audio/**", [*rows, done])
     page.click("#tab-transcribe")
     page.set_input_files("#recording-file", LIST)

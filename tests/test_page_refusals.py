@@ -98,7 +98,7 @@ def test_files_that_are_no_media(server, browser, tmp_path):
 
 
 def test_what_is_too_large_is_not_sent(browser, tmp_path):
-    (tmp_path / "long.wav").write_bytes((MEDIA / "list.flac").read_bytes() * 20)
+    (tmp_path / "long.wav").write_bytes(bytes(1_600_000))
     with running(max_body=1_500_000) as small, visiting(browser, small.url) as page:
         drop(page, [tmp_path / "long.wav"])
         assert notice(page) == "long.wav is more than the server takes at once, 1 MB."
@@ -127,6 +127,17 @@ def test_a_server_that_goes_away(server, browser, monkeypatch):
         page.get_by_role("button", name="Try again").click()
         wait(page, "document.querySelector('.problem').textContent.includes('cannot be reached')")
         assert page.inner_text(".problem") == "The server cannot be reached. Is it still running?"
+
+
+def test_a_server_that_goes_away_while_somebody_speaks(server, browser):
+    cable = Cable(server.http.base_url.port)
+    with visiting(browser, cable.url, refused=True) as page:
+        page.click("#tab-transcribe")
+        page.click("#start-live")
+        wait(page, "document.querySelector('#progress-text').textContent === '0:01'")
+        cable.pull()
+        assert notice(page) == "The server went away in the middle."
+        assert page.locator("#another-recording").is_visible()
 
 
 def test_out_of_room(browser):

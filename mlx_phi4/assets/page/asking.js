@@ -51,7 +51,11 @@ async function messageOf(turn) {
 
 function callsOf({ calls }) {
   if (!calls.length) return {};
-  const wrapped = calls.map((call) => ({ id: call.id, type: "function", function: { name: call.name, arguments: call.arguments } }));
+  const wrapped = calls.map((call) => ({
+    id: call.id,
+    type: "function",
+    function: { name: call.name, arguments: call.arguments },
+  }));
   return { tool_calls: wrapped };
 }
 
@@ -82,7 +86,7 @@ function addCall(calls, piece) {
 }
 
 /** Seconds to the first token, and tokens a second after it. */
-class Pace {
+export class Pace {
   begun = performance.now();
   pieces = 0;
 
@@ -98,9 +102,14 @@ class Pace {
     else this.last = performance.now();
   }
 
+  /** { first, tokens, pace }, as far as they are known. */
   get figures() {
     if (this.first === undefined) return {};
     const seconds = (this.last - this.first) / 1000;
-    return { first: (this.first - this.begun) / 1000, tokens: this.pieces, pace: seconds > SHORTEST ? (this.pieces - 1) / seconds : 0 };
+    return {
+      first: (this.first - this.begun) / 1000,
+      tokens: this.pieces,
+      pace: seconds > SHORTEST ? (this.pieces - 1) / seconds : 0,
+    };
   }
 }

@@ -89,12 +89,16 @@ async function answer() {
   byId("turns").lastChild.replaceWith(view.element);
   toEnd();
   const mine = (controller = new AbortController());
-  await withServerWatched(async () => {
-    await askModel(before, turn, mine.signal, () => {
-      view.update(false);
-      showFigures(turn);
-    });
-  }, turn, mine);
+  await withServerWatched(
+    async () => {
+      await askModel(before, turn, mine.signal, () => {
+        view.update(false);
+        showFigures(turn);
+      });
+    },
+    turn,
+    mine,
+  );
   view.update(true);
   announce(turn.problem || turn.text || "The answer is empty.");
   await keep(here);

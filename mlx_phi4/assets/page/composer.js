@@ -34,7 +34,10 @@ export function setUpComposer({ asked, stopped }) {
   byId("keep-recording").onclick = () => endRecording(true);
   byId("discard-recording").onclick = () => endRecording(false);
   byId("cancel-editing").onclick = clearComposer;
-  byId("composer").addEventListener("paste", careful((event) => paste(event)));
+  byId("composer").addEventListener(
+    "paste",
+    careful((event) => paste(event)),
+  );
 }
 
 async function send(asked) {

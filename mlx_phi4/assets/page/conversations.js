@@ -30,7 +30,9 @@ function entry(conversation) {
   };
   const current = conversation.id === currentConversation() ? "true" : null;
   const name = make("button.title", { type: "button", onclick: open, "aria-current": current }, conversation.title);
-  const remove = iconButton("bin", `Delete ${conversation.title}`, (event) => confirmRemoval(event.currentTarget, conversation));
+  const remove = iconButton("bin", `Delete ${conversation.title}`, (event) =>
+    confirmRemoval(event.currentTarget, conversation),
+  );
   return make("li", {}, name, remove);
 }
 

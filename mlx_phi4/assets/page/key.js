@@ -24,6 +24,7 @@ function showDialog(wrong) {
       sessionStorage.setItem(KEPT_KEY, byId("key").value.trim());
       resolve();
     };
-    dialog.onclose = () => reject(new Problem("Without its key the server does not answer; load the page again to give it."));
+    dialog.onclose = () =>
+      reject(new Problem("Without its key the server does not answer; load the page again to give it."));
   });
 }

@@ -4,7 +4,7 @@ import { storedKey } from "./key.js";
 import { asPcm, asWav, openMicrophone } from "./microphone.js";
 import { Problem, sentence } from "./say.js";
 import { addressOf } from "./server.js";
-import { requestSettings } from "./settings.js";
+import { servedModel } from "./settings.js";
 
 const LIVE_RATE = 16_000; // samples a second that the model hears
 const LAST_WORDS = 1000; // milliseconds without an event after which nothing more comes
@@ -13,7 +13,8 @@ const TEXT_OF = "conversation.item.input_audio_transcription";
 
 /**
  * Hear the microphone until `stop()`. `level` gets the level and the seconds so far, `segment` what is final,
- * `provisional` what is not, `behind` by how many seconds the text lags, `lost` a Problem where the microphone goes away. `ended` resolves to the recording as WAV.
+ * `provisional` what is not, `behind` by how many seconds the text lags, `lost` a Problem where the microphone goes
+ * away. `ended` resolves to the recording as WAV.
  */
 export function hearLive(options) {
   const session = new LiveSession(options);
@@ -65,8 +66,7 @@ class LiveSession {
   connect() {
     const address = addressOf("v1/realtime?intent=transcription");
     address.protocol = address.protocol.replace("http", "ws");
-    const key = storedKey();
-    this.socket = new WebSocket(address, ["realtime", ...(key ? [`openai-insecure-api-key.${key}`] : [])]);
+    this.socket = openSocket(address);
     this.socket.onmessage = ({ data }) => this.receive(JSON.parse(data));
     this.socket.onclose = () => this.finish(new Problem("The server went away in the middle."));
     return new Promise((resolve, reject) => {
@@ -78,7 +78,7 @@ class LiveSession {
   begin(rate) {
     this.rate = rate;
     const { language, terms } = this.options;
-    const transcription = { model: requestSettings().model.split(":")[0], ...(language && { language }), ...(terms && { prompt: terms }) };
+    const transcription = { model: servedModel(), ...(language && { language }), ...(terms && { prompt: terms }) };
     const input = { format: { type: "audio/pcm", rate }, transcription, turn_detection: { type: "server_vad" } };
     this.socket.send(JSON.stringify({ type: "session.update", session: { type: "transcription", audio: { input } } }));
     this.begun = true;
@@ -134,5 +134,15 @@ class LiveSession {
     clearTimeout(this.waiting);
     if (problem && !this.stopped) this.reject(problem);
     else this.resolve();
+  }
+}
+
+/** A browser sends no headers here: the key is offered as a subprotocol, which not every key can be. */
+function openSocket(address) {
+  const key = storedKey();
+  try {
+    return new WebSocket(address, ["realtime", ...(key ? [`openai-insecure-api-key.${key}`] : [])]);
+  } catch {
+    throw new Problem("Live sound needs an API key of letters, digits, dots, dashes and underscores.");
   }
 }

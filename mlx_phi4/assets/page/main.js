@@ -46,12 +46,15 @@ function setUpDropping() {
   document.addEventListener("dragleave", (event) => {
     if (!event.relatedTarget) document.body.classList.remove("dropping");
   });
-  document.addEventListener("drop", careful(async (event) => {
-    if (!holdsFiles(event)) return;
-    event.preventDefault();
-    document.body.classList.remove("dropping");
-    await (byId("chat").hidden ? transcribeFiles : attachToChat)(filesOf(event.dataTransfer));
-  }));
+  document.addEventListener(
+    "drop",
+    careful(async (event) => {
+      if (!holdsFiles(event)) return;
+      event.preventDefault();
+      document.body.classList.remove("dropping");
+      await (byId("chat").hidden ? transcribeFiles : attachToChat)(filesOf(event.dataTransfer));
+    }),
+  );
 }
 
 /** A model that reads texts alone has no use for what brings media. */

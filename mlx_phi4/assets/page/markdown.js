@@ -5,7 +5,17 @@ import { announce, careful, Problem } from "./say.js";
 
 const TOP_HEADING = 2; // levels above a model's first heading belong to the page
 const SAFE_ADDRESS = /^(https?|mailto):/i;
-const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", hellip: "…", mdash: "—", ndash: "–" };
+const ENTITIES = {
+  amp: "&",
+  lt: "<",
+  gt: ">",
+  quot: '"',
+  apos: "'",
+  nbsp: "\u00a0",
+  hellip: "…",
+  mdash: "—",
+  ndash: "–",
+};
 
 /** Shows a text that grows: only what changed is made anew, so that a selection in the rest stays. */
 export class MarkdownView {
@@ -44,22 +54,36 @@ function blockOf(token) {
 const checkbox = ({ checked }) => document.createTextNode(checked ? "☑ " : "☐ ");
 
 function listItem(item) {
-  const children = item.tokens.map((token) => (token.type === "text" && !item.loose ? inlines(token.tokens ?? [token]) : blockOf(token)));
+  const children = item.tokens.map((token) =>
+    token.type === "text" && !item.loose ? inlines(token.tokens ?? [token]) : blockOf(token),
+  );
   return make("li", {}, children.flat());
 }
 
 function table(token) {
   const cell = (tag) => (each) => make(tag, { class: each.align && `to-${each.align}` }, inlines(each.tokens));
   const head = make("thead", {}, make("tr", {}, token.header.map(cell("th"))));
-  const body = make("tbody", {}, token.rows.map((row) => make("tr", {}, row.map(cell("td")))));
+  const body = make(
+    "tbody",
+    {},
+    token.rows.map((row) => make("tr", {}, row.map(cell("td")))),
+  );
   return make("div.scrolls", { tabindex: 0, role: "region", "aria-label": "Table" }, make("table", {}, head, body));
 }
 
 /** Code with its language and a button that copies it. */
 export function codeBlock(text, language) {
-  const copy = iconButton("copy", "Copy the code", careful(() => copyText(text)));
+  const copy = iconButton(
+    "copy",
+    "Copy the code",
+    careful(() => copyText(text)),
+  );
   const head = make("figcaption", {}, make("span", {}, language), copy);
-  const code = make("pre", { tabindex: 0, role: "region", "aria-label": language ? `Code, ${language}` : "Code" }, make("code", {}, text));
+  const code = make(
+    "pre",
+    { tabindex: 0, role: "region", "aria-label": language ? `Code, ${language}` : "Code" },
+    make("code", {}, text),
+  );
   return make("figure.code", {}, head, code);
 }
 

@@ -26,7 +26,10 @@ registerProcessor("capture", class extends AudioWorkletProcessor {
  * from 0 to 1, `lost` a Problem when the microphone goes away. Throws Problem.
  */
 export async function openMicrophone({ rate, samples, level, lost }) {
-  const stream = await openDevice({ audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false } }, "microphone");
+  const stream = await openDevice(
+    { audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false } },
+    "microphone",
+  );
   const context = contextFor(stream, rate);
   const [track] = stream.getAudioTracks();
   const url = URL.createObjectURL(new Blob([CAPTURE], { type: "text/javascript" }));
@@ -59,7 +62,7 @@ function close(stream, context) {
     track.onended = null;
     track.stop();
   }
-  context.close();
+  if (context.state !== "closed") context.close();
 }
 
 /** Camera or microphone as a stream. Throws Problem, which says what a person can do. */
@@ -92,7 +95,9 @@ function levelOf(block) {
 
 /** Samples from -1 to 1 as 16 bits. */
 export function asPcm(samples) {
-  return Int16Array.from(samples, (sample) => Math.round(Math.min(1, Math.max(-1, sample)) * 32767));
+  const found = new Int16Array(samples.length);
+  for (let i = 0; i < found.length; i += 1) found[i] = Math.round(Math.min(1, Math.max(-1, samples[i])) * 32767);
+  return found;
 }
 
 /** Pieces of 16-bit samples, or blobs of them, as a WAV file. */

@@ -4,6 +4,7 @@ import { byId, clock, make } from "./dom.js";
 
 const SURE = 0.8; // mean probability of a segment's tokens
 const FAIR = 0.5;
+const SURENESS = { sure: "sure", fair: "fairly sure", unsure: "in doubt" };
 let current = null;
 
 export function clearSegments() {
@@ -15,9 +16,19 @@ export function clearSegments() {
 /** Show one more segment; `play` is called with its start when it is pressed. */
 export function addSegment(segment, play) {
   if (!segment.text.trim()) return;
-  const mark = make(`span.mark.${surenessOf(segment)}`, { role: "img", "aria-label": doubtsOf(segment), title: doubtsOf(segment) });
+  const mark = make(`span.mark.${surenessOf(segment)}`, {
+    role: "img",
+    "aria-label": doubtsOf(segment),
+    title: doubtsOf(segment),
+  });
   const time = make("time", {}, clock(segment.start));
-  const button = make("button", { type: "button", onclick: () => play(segment.start) }, time, make("span", {}, segment.text.trim()), mark);
+  const button = make(
+    "button",
+    { type: "button", onclick: () => play(segment.start) },
+    time,
+    make("span", {}, segment.text.trim()),
+    mark,
+  );
   byId("segments").append(make("li", { "data-start": segment.start, "data-end": segment.end }, button));
 }
 
@@ -45,6 +56,7 @@ export function surenessOf({ avg_logprob: logprob = null, flags = [] }) {
 
 function doubtsOf(segment) {
   const { avg_logprob: logprob = null, flags = [] } = segment;
-  const probability = logprob === null ? "" : `, ${Math.round(100 * Math.exp(logprob))} %`;
-  return `${{ sure: "sure", fair: "fairly sure", unsure: "in doubt" }[surenessOf(segment)]}${probability}${flags.map((flag) => `, ${flag.replaceAll("_", " ")}`).join("")}`;
+  const probability = logprob === null ? null : `${Math.round(100 * Math.exp(logprob))} %`;
+  const doubts = flags.map((flag) => flag.replaceAll("_", " "));
+  return [SURENESS[surenessOf(segment)], probability, ...doubts].filter(Boolean).join(", ");
 }

@@ -39,7 +39,8 @@ export function refusal(status, message, wait = null) {
   const again = wait ? ` Try again in ${wait} s.` : " Try again in a moment.";
   if (status === 413) return new Problem(tooLarge("This"), status);
   if (status === 429) return new Problem(`The server is busy: ${message || "too many wait"}.${again}`, status);
-  if (status === 503) return new Problem(`The server cannot answer now: ${message || "it is not ready"}.${again}`, status);
+  if (status === 503)
+    return new Problem(`The server cannot answer now: ${message || "it is not ready"}.${again}`, status);
   return new Problem(sentence(message || `The server answered ${status}`), status);
 }
 

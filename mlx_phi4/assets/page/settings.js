@@ -24,7 +24,10 @@ export function setUpSettings(names) {
 
 function keepAll() {
   keepSettings(Object.fromEntries(SET_FIELDS.map((name) => [name, setting(name).value])));
-  for (const [name, read] of [["tools", askedTools], ["schema", askedSchema]]) {
+  for (const [name, read] of [
+    ["tools", askedTools],
+    ["schema", askedSchema],
+  ]) {
     byId(`wrong-${name}`).textContent = problemOf(read);
   }
 }
@@ -40,9 +43,15 @@ function problemOf(read) {
 
 /** What of it goes into each request. Throws Problem. */
 export function requestSettings() {
-  const numbers = NUMBERS.filter((name) => setting(name).value !== "").map((name) => [name, setting(name).valueAsNumber]);
+  const numbers = NUMBERS.filter((name) => setting(name).value !== "").map((name) => [
+    name,
+    setting(name).valueAsNumber,
+  ]);
   return { model: setting("model").value, ...Object.fromEntries(numbers), ...askedTools(), ...askedSchema() };
 }
+
+/** The model itself, whatever adapter is chosen. */
+export const servedModel = () => setting("model").options[0]?.value ?? "";
 
 export const systemText = () => setting("system").value.trim();
 
@@ -52,7 +61,8 @@ function askedTools() {
   if (given === null) return {};
   const list = Array.isArray(given) ? given : [given];
   const wrapped = list.map((each) => (each?.function ? each : { type: "function", function: each }));
-  if (wrapped.some((tool) => !tool.function?.name)) throw new Problem("Each of the tools in the settings needs a name.");
+  if (wrapped.some((tool) => !tool.function?.name))
+    throw new Problem("Each of the tools in the settings needs a name.");
   return { tools: wrapped };
 }
 

@@ -30,7 +30,9 @@ export function watchServer() {
 
 /** What cannot be had is not shown: whoever asks something is told why. */
 export async function lookAtServer() {
-  const text = await call("metrics").then((response) => response.text()).catch(() => "");
+  const text = await call("metrics")
+    .then((response) => response.text())
+    .catch(() => "");
   const figure = (name) => Number(new RegExp(`^mlx_phi4_${name} (\\S+)`, "m").exec(text)?.[1] ?? NaN);
   const [memory, running, waiting] = [figure("active_bytes"), figure("running_rows"), figure("waiting_requests")];
   show("memory", memory >= 0 && bytes(memory));

@@ -24,13 +24,38 @@ function asVtt({ segments }) {
 }
 
 function asText({ segments }) {
-  return segments.map(({ text }) => oneLine(text)).filter(Boolean).map((line) => `${line}\n`).join("");
+  return segments
+    .map(({ text }) => oneLine(text))
+    .filter(Boolean)
+    .map((line) => `${line}\n`)
+    .join("");
 }
 
 /** What ``Transcript.from_json`` reads. */
 function asJson({ segments, ...whole }) {
-  const rows = segments.map(({ start, end, text, avg_logprob = null, compression_ratio = null, temperature = 0, no_speech_prob = 0, flags = [], tokens = null }) =>
-    JSON.stringify({ start, end, text, avg_logprob, compression_ratio, temperature, no_speech: no_speech_prob === 1, flags, tokens }),
+  const rows = segments.map(
+    ({
+      start,
+      end,
+      text,
+      avg_logprob = null,
+      compression_ratio = null,
+      temperature = 0,
+      no_speech_prob = 0,
+      flags = [],
+      tokens = null,
+    }) =>
+      JSON.stringify({
+        start,
+        end,
+        text,
+        avg_logprob,
+        compression_ratio,
+        temperature,
+        no_speech: no_speech_prob === 1,
+        flags,
+        tokens,
+      }),
   );
   return `${JSON.stringify(whole).slice(0, -1)},"segments":[\n${rows.join(",\n")}\n]}\n`;
 }
@@ -50,5 +75,6 @@ function cuesOf(segments) {
 function stamp(milliseconds, mark) {
   const two = (number) => String(Math.floor(number)).padStart(2, "0");
   const [seconds, rest] = [Math.floor(milliseconds / 1000), milliseconds % 1000];
-  return `${two(seconds / 3600)}:${two((seconds / 60) % 60)}:${two(seconds % 60)}${mark}${String(rest).padStart(3, "0")}`;
+  const clockTime = [seconds / 3600, (seconds / 60) % 60, seconds % 60].map(two).join(":");
+  return clockTime + mark + String(rest).padStart(3, "0");
 }

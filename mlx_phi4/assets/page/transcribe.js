@@ -1,18 +1,21 @@
 // The tab that transcribes: a file, or the microphone as one speaks.
 
+import { Pace } from "./asking.js";
 import { byId, clock, download } from "./dom.js";
 import { hearLive } from "./live.js";
 import { copyText } from "./markdown.js";
 import { kindOf } from "./media.js";
+import { partsOf } from "./parts.js";
+import { drawPlayed, durationOfPlayed, play, setPlayed, setUpPlayer, showPlayer } from "./player.js";
 import { aboutFile, announce, careful, clearComplaint, complain, Problem } from "./say.js";
-import { addSegment, clearSegments, followPlayer, showProvisional } from "./segments.js";
-import { call, eventsOf, MAX_BODY, tooLarge } from "./server.js";
-import { requestSettings } from "./settings.js";
-import { watchServer } from "./status.js";
+import { addSegment, clearSegments, showProvisional } from "./segments.js";
+import { call, eventsOf } from "./server.js";
+import { servedModel } from "./settings.js";
+import { showFigures, watchServer } from "./status.js";
 import { asFile } from "./subtitles.js";
-import { drawWave, forgetWave, readWave } from "./wave.js";
+import { forgetWave, readWave } from "./wave.js";
 
-const FORM_ROOM = 10_000; // bytes of an upload beside the file
+const SPEECH_ROUTE = { mode: "speech", adapter: "speech" }; // of whatever is transcribed
 let transcript = null;
 let stopHearing = null; // a function while something is heard
 
@@ -38,38 +41,52 @@ export async function transcribeFiles(files) {
   if (files.length > 1) throw new Problem("One recording at a time, please.");
   if (stopHearing) throw new Problem("Another recording is being heard; stop it first.");
   if (kindOf(file) === "image" || !kindOf(file)) throw new Problem(`${file.name} is no recording.`);
-  if (file.size + FORM_ROOM > MAX_BODY) throw new Problem(tooLarge(file.name));
   begin(file.name);
   showPlayer(file);
-  readWave(file).then(draw);
+  readWave(file).then(drawPlayed);
   await hearFile(file);
 }
 
 async function hearFile(file) {
   const controller = new AbortController();
-  await hearing(() => controller.abort(), async () => {
-    byId("progress-text").textContent = "The recording is on its way";
-    const path = `v1/audio/${byId("task").value}`;
-    const response = await call(path, { method: "POST", body: uploadOf(file), signal: controller.signal });
-    await readEvents(response).catch((problem) => {
-      throw /^File: /.test(problem.message) ? aboutFile(file.name, problem.message.slice("File: ".length)) : problem;
-    });
-  });
+  await hearing(
+    () => controller.abort(),
+    async () => {
+      byId("progress-text").textContent = "The recording is on its way";
+      for await (const part of partsOf(file)) await hearPart(part, controller.signal);
+    },
+    (problem) =>
+      /^File: /.test(problem.message) ? aboutFile(file.name, problem.message.slice("File: ".length)) : problem,
+  );
 }
 
-async function readEvents(response) {
+async function hearPart(part, signal) {
+  const pace = new Pace();
+  const response = await call(`v1/audio/${byId("task").value}`, { method: "POST", body: uploadOf(part.blob), signal });
   for await (const event of eventsOf(response)) {
-    if (event.type === "transcript.text.segment") heard(event);
-    if (event.type === "transcript.text.done") finish(event);
+    if (event.type === "transcript.text.segment") {
+      heard({ ...event, start: part.start + event.start, end: part.start + event.end });
+      pace.count();
+    }
+    if (event.type === "transcript.text.done") {
+      finish(event, part.start);
+      pace.ended({ completion_tokens: event.usage.output_tokens });
+    }
+    showFigures({ ...SPEECH_ROUTE, ...pace.figures });
   }
 }
 
 function uploadOf(file) {
-  const fields = { model: requestSettings().model.split(":")[0], response_format: "verbose_json", stream: "true", prompt: byId("terms").value.trim() };
+  const fields = {
+    model: servedModel(),
+    response_format: "verbose_json",
+    stream: "true",
+    prompt: byId("terms").value.trim(),
+  };
   if (byId("task").value === "transcriptions") fields.language = byId("language").value;
   const form = new FormData();
   for (const [name, value] of Object.entries(fields)) if (value) form.append(name, value);
-  form.append("file", file, file.name);
+  form.append("file", file, file.name ?? "part.wav");
   return form;
 }
 
@@ -79,6 +96,7 @@ async function transcribeLive() {
   byId("live-level").hidden = false;
   byId("progress").hidden = true;
   let behind = "";
+  showFigures(SPEECH_ROUTE);
   const ears = hearLive({
     language: byId("language").value,
     terms: byId("terms").value.trim(),
@@ -102,14 +120,14 @@ async function transcribeLive() {
 }
 
 /** Something is heard until `work` ends; what was heard stays, whatever happens. */
-async function hearing(stop, work) {
+async function hearing(stop, work, named = (problem) => problem) {
   stopHearing = stop;
   const unwatch = watchServer();
   try {
     await work();
     announce(transcript.segments.length ? "The transcript is ready" : "No speech was found");
   } catch (problem) {
-    if (problem.name !== "AbortError") complain(problem);
+    if (problem.name !== "AbortError") complain(named(problem));
   } finally {
     stopHearing = null;
     unwatch();
@@ -120,10 +138,20 @@ async function hearing(stop, work) {
 function begin(name) {
   const task = byId("task").value === "translations" ? "translate" : "transcribe";
   const language = byId("language").selectedOptions[0];
-  transcript = { text: "", duration: 0, language: language.value ? language.textContent : null, task, source: name, warnings: [], segments: [] };
+  transcript = {
+    text: "",
+    duration: 0,
+    language: language.value ? language.textContent : null,
+    task,
+    source: name,
+    warnings: [],
+    segments: [],
+  };
+  setPlayed(transcript);
   forgetWave();
   clearSegments();
-  for (const id of ["hear", "player", "wave", "downloads", "doubts", "another-recording", "live-level"]) byId(id).hidden = true;
+  for (const id of ["hear", "player", "wave", "downloads", "doubts", "another-recording", "live-level"])
+    byId(id).hidden = true;
   for (const id of ["heard", "hearing", "stop-hearing", "progress"]) byId(id).hidden = false;
   byId("progress").removeAttribute("value");
   byId("progress-text").textContent = "";
@@ -135,18 +163,19 @@ function heard(segment) {
   transcript.segments.push(segment);
   addSegment(segment, play);
   if (!byId("progress").hidden) showProgress(segment.end);
-  draw();
+  drawPlayed();
 }
 
 function showProgress(seconds) {
-  const { duration } = byId("player");
-  const known = Number.isFinite(duration) && duration > 0;
-  if (known) byId("progress").value = seconds / duration;
-  byId("progress-text").textContent = known ? `${clock(seconds)} of ${clock(duration)}` : `${clock(seconds)} heard`;
+  const duration = durationOfPlayed();
+  if (duration) byId("progress").value = seconds / duration;
+  byId("progress-text").textContent = duration ? `${clock(seconds)} of ${clock(duration)}` : `${clock(seconds)} heard`;
 }
 
-function finish({ text, duration, warnings = [] }) {
-  Object.assign(transcript, { text, duration, warnings });
+function finish({ text, duration, warnings = [] }, start) {
+  transcript.text = [transcript.text, text].filter(Boolean).join(" ");
+  transcript.duration = start + duration;
+  transcript.warnings.push(...warnings);
 }
 
 function end() {
@@ -156,7 +185,7 @@ function end() {
   for (const id of ["downloads", "doubts"]) byId(id).hidden = !any;
   byId("another-recording").hidden = false;
   if (!any && !byId("notice").textContent) showProvisional("No speech was found.");
-  draw();
+  drawPlayed();
 }
 
 function showChoice() {
@@ -170,40 +199,4 @@ function showChoice() {
 function save(format) {
   const stem = transcript.source.replace(/\.\w+$/, "");
   download(`${stem}.${format}`, asFile(transcript, format));
-}
-
-function setUpPlayer() {
-  const player = byId("player");
-  player.ontimeupdate = () => {
-    followPlayer(player.currentTime);
-    draw();
-  };
-  player.onerror = () => (player.hidden = true);
-  player.onloadedmetadata = draw;
-  new ResizeObserver(draw).observe(byId("heard"));
-  matchMedia("(prefers-color-scheme: dark)").onchange = draw;
-  byId("wave").onclick = (event) => play((event.offsetX / byId("wave").clientWidth) * lengthOf());
-}
-
-function showPlayer(blob) {
-  const player = byId("player");
-  URL.revokeObjectURL(player.src);
-  player.src = URL.createObjectURL(blob);
-  player.hidden = false;
-}
-
-function play(seconds) {
-  const player = byId("player");
-  if (player.hidden) return;
-  player.currentTime = seconds;
-  player.play();
-}
-
-function lengthOf() {
-  const { duration } = byId("player");
-  return Number.isFinite(duration) && duration > 0 ? duration : (transcript?.duration ?? 0);
-}
-
-function draw() {
-  if (transcript && !byId("heard").hidden) drawWave(transcript.segments, lengthOf(), byId("player").currentTime);
 }

@@ -17,7 +17,11 @@ export function questionView(turn, edit) {
 function shownMedium(medium) {
   const small = preview(medium);
   if (medium.kind !== "image") return [small, make("span", {}, medium.name)];
-  return make("button", { type: "button", "aria-label": `Show ${medium.name} large`, onclick: () => showLarge(medium) }, small);
+  return make(
+    "button",
+    { type: "button", "aria-label": `Show ${medium.name} large`, onclick: () => showLarge(medium) },
+    small,
+  );
 }
 
 function showLarge(medium) {
@@ -26,11 +30,21 @@ function showLarge(medium) {
   byId("picture-dialog").showModal();
 }
 
-const copyButton = (turn) => iconButton("copy", "Copy the text", careful(() => copyText(turn.text)));
+const copyButton = (turn) =>
+  iconButton(
+    "copy",
+    "Copy the text",
+    careful(() => copyText(turn.text)),
+  );
 
 /** The result of a tool that was called. */
 export function resultView(turn) {
-  return make("article.result", { "aria-label": `Result of ${turn.name}` }, make("p.label", {}, icon("tool"), `Result of ${turn.name}`), codeBlock(turn.text, ""));
+  return make(
+    "article.result",
+    { "aria-label": `Result of ${turn.name}` },
+    make("p.label", {}, icon("tool"), `Result of ${turn.name}`),
+    codeBlock(turn.text, ""),
+  );
 }
 
 /** An answer that may still grow: `update` shows its turn as it is now. */
@@ -46,7 +60,15 @@ export class AnswerView {
     this.problem = make("p.problem", { hidden: true });
     this.facts = make("span.facts");
     this.actions = make("div.actions", {}, iconButton("retry", "Try again", retry), copyButton(turn), this.facts);
-    this.element = make("article.answer", { "aria-label": "Phi-4" }, this.thoughts, this.text, this.calls, this.problem, this.actions);
+    this.element = make(
+      "article.answer",
+      { "aria-label": "Phi-4" },
+      this.thoughts,
+      this.text,
+      this.calls,
+      this.problem,
+      this.actions,
+    );
     this.draw(ended);
   }
 
@@ -76,7 +98,13 @@ export class AnswerView {
   callView(call, ended) {
     const label = make("p.label", {}, icon("tool"), "Calls ", make("code", {}, call.name));
     const answer = ended && !call.given && this.give ? this.resultForm(call) : null;
-    return make("section.call", { "aria-label": `Call of ${call.name}` }, label, codeBlock(pretty(call.arguments), ""), answer);
+    return make(
+      "section.call",
+      { "aria-label": `Call of ${call.name}` },
+      label,
+      codeBlock(pretty(call.arguments), ""),
+      answer,
+    );
   }
 
   resultForm(call) {
