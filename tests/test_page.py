@@ -120,7 +120,9 @@ def test_stop_retry_and_change(page, monkeypatch):
     page.get_by_role("button", name="Try again").click()
     whole = answer(page)
     assert whole.startswith(stopped) and len(whole) > len(stopped) and "stopped" not in page.inner_text("#turns")
-    page.get_by_role("button", name="Change this turn").click()
+    ask(page, "What is 27 + 45?")
+    assert page.get_by_role("button", name="Try again").count() == 1  # of the last answer
+    page.get_by_role("button", name="Change this turn").first.click()
     assert page.input_value("#question") == WORDS
     page.fill("#question", CAPITAL)
     page.keyboard.press("Enter")
@@ -134,6 +136,7 @@ def test_conversations_stay_in_the_browser(page):
     page.get_by_role("button", name="Describe the picture.", exact=True).click()
     assert answer(page) == "blue star"
     assert page.locator("article.question img").evaluate("picture => picture.decode().then(() => picture.naturalWidth)")
+    assert ask(page, "Read the number.") == "7"  # of the picture that was kept
     page.get_by_role("button", name="Delete Describe the picture.").click()
     page.get_by_role("button", name="Delete Describe the picture. for good").click()
     wait(page, "!document.querySelector('#conversation-list li')")

@@ -2,7 +2,7 @@
 
 import { askModel, emptyAnswer } from "./asking.js";
 import { attachFiles, clearComposer, loadIntoComposer, setBusy, setUpComposer } from "./composer.js";
-import { byId } from "./dom.js";
+import { byId, forgetUrls } from "./dom.js";
 import { announce, careful, clearComplaint, complain } from "./say.js";
 import { showFigures, watchServer } from "./status.js";
 import { keepConversation } from "./store.js";
@@ -14,6 +14,8 @@ let conversation = newConversation();
 let controller = null; // of the answer that comes
 let changed = () => {};
 let following = true; // the end of the conversation
+let growing = null; // the turn that comes
+let views = []; // of the turns that are shown: { turn, last, view }
 
 /** `kept` is called when the list of conversations may look different. */
 export function setUpChat(kept) {
@@ -33,6 +35,9 @@ export const currentConversation = () => conversation.id;
 export function openConversation(found = newConversation()) {
   controller?.abort();
   conversation = found;
+  views = [];
+  byId("turns").replaceChildren();
+  forgetUrls();
   clearComposer();
   clearComplaint();
   showTurns();
@@ -42,16 +47,28 @@ export function openConversation(found = newConversation()) {
 
 export const attachToChat = careful(attachFiles);
 
+/** Show the turns as they are; those that are shown already stay, and what plays in them plays on. */
 function showTurns() {
-  byId("empty").hidden = conversation.turns.length > 0;
-  byId("turns").replaceChildren(...conversation.turns.map((turn, index) => viewOf(turn, index).element));
+  const { turns } = conversation;
+  const list = byId("turns");
+  byId("empty").hidden = turns.length > 0;
+  views.length = Math.min(views.length, turns.length);
+  while (list.children.length > views.length) list.lastChild.remove();
+  turns.forEach((turn, index) => {
+    const last = turn.role === "assistant" && index === turns.length - 1;
+    if (views[index]?.turn === turn && views[index].last === last) return;
+    views[index] = { turn, last, view: viewOf(turn, index, last) };
+    if (list.children[index]) list.children[index].replaceWith(views[index].view.element);
+    else list.append(views[index].view.element);
+  });
 }
 
-function viewOf(turn, index, ended = true) {
+/** The last answer can be tried again, and is given the results of its calls; nothing comes after it that were lost. */
+function viewOf(turn, index, last) {
   if (turn.role === "user") return { element: questionView(turn, () => edit(index)) };
   if (turn.role === "tool") return { element: resultView(turn) };
-  const last = index === conversation.turns.length - 1;
-  return new AnswerView(turn, { retry: careful(() => retry(index)), give: last ? giveResult : null, ended });
+  const actions = last ? { retry: careful(() => retry(index)), give: giveResult } : {};
+  return new AnswerView(turn, { ...actions, ended: turn !== growing });
 }
 
 async function ask({ text, media, editing }) {
@@ -68,6 +85,7 @@ function edit(index) {
 
 async function retry(index) {
   if (controller) return;
+  byId("question").focus(); // the button goes with the answer
   conversation.turns.length = index;
   await answer();
 }
@@ -75,7 +93,8 @@ async function retry(index) {
 async function giveResult(call, text) {
   const { calls } = conversation.turns.at(-1);
   Object.assign(call, { given: true, text });
-  if (calls.some((each) => !each.given)) return showTurns();
+  if (calls.some((each) => !each.given)) return views.at(-1).view.update(true);
+  byId("question").focus();
   conversation.turns.push(...calls.map((each) => ({ role: "tool", call: each.id, name: each.name, text: each.text })));
   await answer();
 }
@@ -83,10 +102,10 @@ async function giveResult(call, text) {
 /** The model's turn, as it grows. */
 async function answer() {
   const [here, before, turn] = [conversation, [...conversation.turns], emptyAnswer()];
+  growing = turn;
   here.turns.push(turn);
   showTurns();
-  const view = viewOf(turn, here.turns.length - 1, false);
-  byId("turns").lastChild.replaceWith(view.element);
+  const { view } = views.at(-1);
   toEnd();
   const mine = (controller = new AbortController());
   await withServerWatched(
@@ -99,6 +118,7 @@ async function answer() {
     turn,
     mine,
   );
+  if (growing === turn) growing = null;
   view.update(true);
   announce(turn.problem || turn.text || "The answer is empty.");
   await keep(here);
@@ -133,7 +153,8 @@ async function keep(which) {
 function followEnd() {
   const box = byId("scroller");
   box.onscroll = () => (following = box.scrollHeight - box.scrollTop - box.clientHeight < NEAR_END);
-  new ResizeObserver(() => following && toEnd()).observe(byId("turns"));
+  const observer = new ResizeObserver(() => following && toEnd());
+  for (const each of [box, byId("turns")]) observer.observe(each);
 }
 
 function toEnd() {

@@ -1,7 +1,7 @@
 // Where a turn is made: text, files, the camera, the microphone.
 
 import { takePicture } from "./camera.js";
-import { byId, clock, icon, iconButton, make } from "./dom.js";
+import { byId, clock, icon, iconButton, make, urlOf } from "./dom.js";
 import { filesOf, readMedium } from "./media.js";
 import { asPcm, asWav, openMicrophone } from "./microphone.js";
 import { announce, careful, clearComplaint, complain, Problem } from "./say.js";
@@ -130,7 +130,7 @@ function chip(medium, index) {
 
 /** A medium small: the picture itself, or a recording to listen to. */
 export function preview(medium) {
-  const url = URL.createObjectURL(medium.blob);
+  const url = urlOf(medium.blob);
   if (medium.kind === "audio") return make("audio", { controls: true, src: url, "aria-label": medium.name });
   if (medium.kind === "video") return make("video", { controls: true, src: url, "aria-label": medium.name });
   const picture = make("img", { src: url, alt: medium.name });

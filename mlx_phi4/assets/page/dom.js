@@ -44,6 +44,20 @@ export function clock(seconds) {
   return hours ? `${hours}:${two(minutes)}:${two(rest)}` : `${minutes}:${two(rest)}`;
 }
 
+const urls = new Map(); // of blobs that are shown
+
+/** An address of a blob within the page, the same each time. */
+export function urlOf(blob) {
+  if (!urls.has(blob)) urls.set(blob, URL.createObjectURL(blob));
+  return urls.get(blob);
+}
+
+/** Nothing of what was shown so far is shown any more. */
+export function forgetUrls() {
+  for (const url of urls.values()) URL.revokeObjectURL(url);
+  urls.clear();
+}
+
 /** A file for the person who looks at the page. */
 export function download(name, blob) {
   const url = URL.createObjectURL(blob);

@@ -37,8 +37,16 @@ export async function allConversations() {
   return found.sort((one, other) => other.changed - one.changed);
 }
 
-export const keepConversation = (conversation) => inStore("readwrite", (store) => store.put(conversation));
-export const forgetConversation = (id) => inStore("readwrite", (store) => store.delete(id));
+const forgotten = new Set(); // ids; an answer that ends later does not bring its conversation back
+
+export async function keepConversation(conversation) {
+  if (!forgotten.has(conversation.id)) await inStore("readwrite", (store) => store.put(conversation));
+}
+
+export async function forgetConversation(id) {
+  forgotten.add(id);
+  await inStore("readwrite", (store) => store.delete(id));
+}
 
 /** What the person has set; an empty object at first. */
 export function storedSettings() {

@@ -1,7 +1,7 @@
 // What a conversation looks like: questions, answers as they grow, calls of tools, their results.
 
 import { preview } from "./composer.js";
-import { byId, icon, iconButton, make } from "./dom.js";
+import { byId, icon, iconButton, make, urlOf } from "./dom.js";
 import { codeBlock, copyText, MarkdownView } from "./markdown.js";
 import { careful } from "./say.js";
 
@@ -25,7 +25,7 @@ function shownMedium(medium) {
 }
 
 function showLarge(medium) {
-  byId("picture-large").src = URL.createObjectURL(medium.blob);
+  byId("picture-large").src = urlOf(medium.blob);
   byId("picture-large").alt = medium.name;
   byId("picture-dialog").showModal();
 }
@@ -59,7 +59,13 @@ export class AnswerView {
     this.calls = make("div.calls");
     this.problem = make("p.problem", { hidden: true });
     this.facts = make("span.facts");
-    this.actions = make("div.actions", {}, iconButton("retry", "Try again", retry), copyButton(turn), this.facts);
+    this.actions = make(
+      "div.actions",
+      {},
+      retry && iconButton("retry", "Try again", retry),
+      copyButton(turn),
+      this.facts,
+    );
     this.element = make(
       "article.answer",
       { "aria-label": "Phi-4" },
@@ -108,7 +114,12 @@ export class AnswerView {
   }
 
   resultForm(call) {
-    const result = make("textarea.code", { rows: 2, "aria-label": `Result of ${call.name}`, required: true });
+    const result = make("textarea.code", {
+      rows: 2,
+      "aria-label": `Result of ${call.name}`,
+      placeholder: "What it gives back",
+      required: true,
+    });
     const give = careful((event) => {
       event.preventDefault();
       return this.give(call, result.value);
