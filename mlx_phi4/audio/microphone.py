@@ -1,7 +1,6 @@
 """The microphone, through sounddevice (``pip install "mlx_phi4[live]"``); imported by nothing that does without."""
 
 import queue
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -118,16 +117,20 @@ class Microphone:
         self._blocks.put(samples[:, 0].copy())
 
 
-def record(seconds: float, stop: Callable[[], bool], device: str | int | None = None) -> tuple[np.ndarray, int]:
+def record(
+    seconds: float, stop: Callable[[], bool], begun: Callable[[], None] = lambda: None
+) -> tuple[np.ndarray, int]:
     """What is said until ``stop`` is true, or so many seconds at most: samples (n,) int16, and their rate.
 
-    Raises MediaError as ``Microphone``, and where nothing was recorded.
+    ``begun`` is called once the microphone hears. Raises MediaError as ``Microphone``, and where all was silence.
     """
-    parts, until = [], time.monotonic() + seconds
-    with Microphone(device) as microphone:
+    parts, heard = [], 0.0
+    with Microphone() as microphone:
+        begun()
         for block in microphone.blocks():
             parts.append(block)
-            if stop() or time.monotonic() > until:
+            heard += len(block) / microphone.rate
+            if stop() or heard >= seconds:
                 break
     if not any(part.any() for part in parts):
         raise MediaError("nothing but silence was recorded: is the microphone muted, or not allowed to this program?")
