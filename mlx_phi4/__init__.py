@@ -42,6 +42,7 @@ __all__ = [
     "evaluate_pictures",
     "evaluate_text",
     "generate",
+    "live",
     "load",
     "stream_generate",
     "transcribe",

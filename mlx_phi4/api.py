@@ -16,6 +16,7 @@ from .inputs.processor import Inputs, Processor, Request
 from .loading import load
 from .modalities import Mode
 from .model import Phi4
+from .transcription.live import live
 from .transcription.transcribe import transcribe
 from .transcription.transcript import Segment, Transcript
 from .vision.video import Video
@@ -43,6 +44,7 @@ __all__ = [
     "evaluate_pictures",
     "evaluate_text",
     "generate",
+    "live",
     "load",
     "stream_generate",
     "transcribe",

@@ -83,6 +83,7 @@ def valid(loaded, checkpoint, tmp_path_factory):
                                                                          "repeat": 1},
         "chat": both, "generate": asked,
         "convert": {"model": checkpoint(), "mlx_path": folder / "taken"}, "load": {"path_or_hub_id": checkpoint()},
+        "live": both,
         "evaluate_asr": both | {"manifest": "none.jsonl"}, "evaluate_pictures": both | {"manifest": "none.jsonl"},
         "evaluate_text": both | {"tasks": ["no such task"]}, "stream_generate": asked,
         "Video": {"source": "none.mp4"},

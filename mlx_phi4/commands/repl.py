@@ -18,6 +18,7 @@ from ..files import expanded, taken, why_not_file
 from ..terminal import say, say_error
 from . import cli
 from .lines import Messages
+from .recording import record_turn
 from .screen import Screen
 from .videos import say_seen
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 HELP = """\
 /image PATH    attach a picture to your next message
 /video PATH    attach a video: frames of it, and its sound with --with-sound
+/record        say your next message: it ends with Enter; /record 5 after 5 seconds
 /audio PATH    attach a recording to your next message; an empty line sends it alone
 /attached      list what goes with your next message
 /undo          take back your last message and its answer
@@ -65,6 +67,7 @@ class Repl:
             "/image": lambda path: self._attach(chat.attach_image, path),
             "/audio": lambda path: self._attach(chat.attach_audio, path),
             "/video": lambda path: self._attach(self._attach_video, path),
+            "/record": lambda seconds: record_turn(chat, seconds),
             "/attached": self._list_attached,
             "/undo": self._undo,
             "/clear": self._clear,
@@ -112,7 +115,9 @@ class Repl:
     def _take(self, message: str) -> None:
         name, _, rest = message.partition(" ")
         if not message:
-            if any(part["type"] == "audio" for part in self.chat.attached):  # a spoken question alone
+            if any(
+                part["type"] == "audio" or part.get("with_sound") for part in self.chat.attached
+            ):  # a spoken question
                 self._answer("")
             elif self.chat.attached:
                 say("[what is attached waits for a question]")
@@ -125,8 +130,12 @@ class Repl:
                 self.commands[name](rest.strip())
             except Phi4Error as error:
                 say_error(error)
+                return
             except Exception as error:  # a library's surprise must not cost the conversation
                 say_error(f"{name}: {type(error).__name__}: {error}")
+                return
+            if name == "/record":
+                self._answer("")
 
     def _answer(self, text: str) -> None:
         screen, before = Screen(self._hide), len(self.chat.turns)

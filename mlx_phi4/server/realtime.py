@@ -15,6 +15,7 @@ from ..transcription.live_events import Event
 from . import fields
 from .engine_pool import EnginePool
 from .errors import RequestError
+from .guard import answer
 from .jobs import ServerError
 from .realtime_events import SessionSettings, Told, check_model, decoded, samples_of
 from .service import Service, check_multimodal, note
@@ -22,7 +23,7 @@ from .transcriptions import PIECES
 from .wire import dumps, read_object
 
 SESSIONS = 8  # at once; each has a thread
-PATIENCE = 0.05  # s that the ears wait for an answer before they look for more sound
+LISTEN_SECONDS = 0.05  # s that the ears wait for an answer before they look for more sound
 LOOK_SECONDS = 0.5  # between two looks whether the server stops, or the ears have failed
 ROOM_LOOK = 0.02  # s between two looks whether the ears have room again
 MOST_EVENTS = 2000  # that a client has not taken yet
@@ -38,7 +39,26 @@ class Realtime:
         self._open = 0
 
     async def session(self, socket: WebSocket) -> None:
-        """A session from its handshake to its end. Raises RequestError, ServerError before it is accepted."""
+        """A session from its handshake to its end; what is refused before it begins gets an answer of HTTP."""
+        try:
+            settings = self._asked(socket)
+        except Phi4Error as error:
+            await socket.send_denial_response(answer(error))
+            return
+        note(socket.scope, model=settings.model, mode="speech", stream=True)
+        self._open += 1
+        session = Session(self.service, socket, settings)
+        try:
+            offered = socket.scope.get("subprotocols", [])
+            await socket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+            await session.run()
+        finally:
+            self._open -= 1
+            await session.close()
+            note(socket.scope, audio_seconds=round(session.seconds, 2))
+
+    def _asked(self, socket: WebSocket) -> SessionSettings:
+        """What the address says. Raises RequestError, ServerError."""
         service = self.service
         service.check_open()
         check_multimodal(service)
@@ -49,17 +69,7 @@ class Realtime:
         check_model(model, service.names)
         if self._open >= SESSIONS:
             raise ServerError(f"{SESSIONS} sessions are open", 429, retry_after=30)
-        note(socket.scope, model=model, mode="speech", stream=True)
-        self._open += 1
-        session = Session(service, socket, SessionSettings(model))
-        try:
-            offered = socket.scope.get("subprotocols", [])
-            await socket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
-            await session.run()
-        finally:
-            self._open -= 1
-            await session.close()
-            note(socket.scope, audio_seconds=round(session.seconds, 2))
+        return SessionSettings(model)
 
 
 class Session:
@@ -191,7 +201,7 @@ class Session:
             service.processor,
             rate=self._settings.rate,
             told=lambda event: self._tell(event, ears),
-            pool=lambda: EnginePool(service, PATIENCE),
+            pool=lambda: EnginePool(service, LISTEN_SECONDS),
         )
         told.begin_anew(0.0)
         return ears.__enter__()

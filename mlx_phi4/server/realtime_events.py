@@ -30,7 +30,7 @@ OPENAI_RATE = 24_000  # Hz, of a session that names none
 RATES = 8_000, 192_000  # Hz
 LARGEST_MESSAGE = 2_000_000  # bytes: a megabyte of samples in base64, and what is around it
 SAMPLE_BYTES = 2
-TRANSCRIPTION = "conversation.item.input_audio_transcription"
+HEARD_EVENT = "conversation.item.input_audio_transcription"
 
 _FORMAT = {"type": fields.one_of("audio/pcm"), "rate": fields.integer(*RATES)}
 _ASKED = {"model": fields.text, "prompt": fields.text, "language": language}
@@ -158,13 +158,13 @@ class Told:
             before = f"item_{number - 1}" if number > 1 else None
             yield self.event("input_audio_buffer.committed", **item, previous_item_id=before)
         elif isinstance(told, Failed):
-            yield self.event(f"{TRANSCRIPTION}.failed", **part, error=error_body(told.error)["error"])
+            yield self.event(f"{HEARD_EVENT}.failed", **part, error=error_body(told.error)["error"])
         elif isinstance(told, Heard):
             segment = told.segment
             if segment.text:
-                yield self.event(f"{TRANSCRIPTION}.delta", **part, delta=segment.text)
+                yield self.event(f"{HEARD_EVENT}.delta", **part, delta=segment.text)
             yield self.event(
-                f"{TRANSCRIPTION}.completed",
+                f"{HEARD_EVENT}.completed",
                 **part,
                 transcript=segment.text,
                 usage={"type": "duration", "seconds": round(segment.end - segment.start, 3)},

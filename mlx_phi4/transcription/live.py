@@ -80,8 +80,12 @@ class Live:
         rate: int = SAMPLE_RATE,
         told: Callable[[Event], None] | None = None,
         pool: "Callable[[], AnswerPool] | None" = None,
+        outside: Callable[[], float] = lambda: 0.0,
     ):
-        """``pool`` as in ``SegmentDecoder``; the rest as in ``live``. Raises Phi4Error."""
+        """``pool`` as in ``SegmentDecoder``, ``outside`` the seconds that wait to be fed; the rest as in ``live``.
+
+        Raises Phi4Error.
+        """
         if transcriber.question.task in WHOLE:
             raise Phi4Error(f"task {transcriber.question.task} takes a recording as a whole, which this has no end of")
         if transcriber.chunking.clips is not None or transcriber.chunking.partial:
@@ -91,6 +95,7 @@ class Live:
         self._rate, self._arriving = rate, ArrivingPieces(rate, chunking.segment_seconds, chunking.pause)
         # so much may wait that the largest batch is full
         self._limit = transcriber.decoding.batch_size * chunking.segment_seconds
+        self._outside = outside
         self._told, self.segments, self.seconds = told, [], 0.0
         self._changed = threading.Condition()
         self._inbox: deque[np.ndarray | None] = deque()  # None: the piece that is open ends here
@@ -100,7 +105,7 @@ class Live:
         self._started = -1  # the last piece whose beginning was told
         self._guess = Guess()
         self._late = 0.0  # seconds, as they were last told
-        self._ended = self._stopped = self._done = False
+        self._ended = self._closed = self._stopped = self._done = False
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="ears", daemon=True)
 
@@ -127,7 +132,8 @@ class Live:
         """Seconds that have been fed since the oldest piece ended that was not heard yet; 0 if there is none."""
         with self._changed:
             oldest = self._ends[0][1] if self._ends else self._arriving.seconds
-            return max(0.0, self.seconds - oldest) if self._ends or self._inbox else 0.0
+            inside = max(0.0, self.seconds - oldest) if self._ends or self._inbox else 0.0
+        return inside + self._outside()
 
     @property
     def full(self) -> bool:
@@ -230,7 +236,8 @@ class Live:
             self._inbox.clear()
         for block in arrived:
             self._take_pieces(self._arriving.end_piece() if block is None else self._arriving.add(block))
-        if ended and not self._stopped:
+        if ended and not self._closed and not self._stopped:
+            self._closed = True
             self._take_pieces(self._arriving.end())
         return ended
 
