@@ -10,7 +10,7 @@ from . import cli
 
 OF_FILES = (
     "output_dir", "output_template", "stdout", "overwrite", "recursive", "clip_timestamps", "partial", "jobs",
-    "verbose",
+    "verbose", "plot",
 )  # fmt: skip
 OF_LIVE = ("rate", "channels", "device")
 
@@ -73,6 +73,7 @@ class _Command(click.Command):
 @click.option("--logprob-threshold", default=-1.0, show_default=True, help="Mean log-probability below it: doubt.")
 @click.option("--seed", default=0, show_default=True, help="Of the attempts above temperature 0.")
 @click.option("--jobs", default=2, show_default=True, help="Files read at once, ahead of the model.")
+@click.option("--plot", metavar="FILE.png", help="Draw the only recording: wave, segments, confidence.")
 @click.option("--live", is_flag=True, help="Hear the microphone, or what arrives on -, and print as it is said.")
 @click.option("--rate", type=int, help="With --live: Hz of raw samples on standard input.  [default: 16000]")
 @click.option("--channels", type=int, help="With --live: channels of raw samples.  [default: 1]")
