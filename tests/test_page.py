@@ -13,7 +13,6 @@ from browser import (
     drop,
     launched,
     microphone,
-    needs_chromium,
     said,
     slow,
     visiting,
@@ -23,7 +22,6 @@ from serving import running
 
 from mlx_phi4.transcription.transcript import Transcript
 
-pytestmark = needs_chromium
 SIGN, QUESTION, COMMAND, LIST = (MEDIA / name for name in ("sign.png", "question.flac", "command.flac", "list.flac"))
 CAPITAL = "What is the capital of France?"
 WORDS = "Copy: red green blue one two three"  # phi4-tiny copies some of them: an answer of several tokens
@@ -141,6 +139,13 @@ def test_conversations_stay_in_the_browser(page):
     page.get_by_role("button", name="Delete Describe the picture. for good").click()
     wait(page, "!document.querySelector('#conversation-list li')")
     assert page.locator("#empty").is_visible()
+
+
+def test_a_model_that_reads_texts_alone_is_offered_no_media(loaded, browser):
+    with running(loaded("text")) as texts, visiting(browser, texts.url) as page:
+        assert page.locator("#question").is_visible() and page.locator("#empty").is_visible()
+        for name in ("#attach", "#camera", "#microphone", "#tab-transcribe", "#start-picture"):
+            assert page.locator(name).is_hidden(), name
 
 
 def test_settings_reach_the_server(page):

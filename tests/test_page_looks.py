@@ -10,11 +10,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from browser import DEVICES, MEDIA, answered, ask, drop, launched, needs_chromium, said, visiting
+from browser import DEVICES, MEDIA, answered, ask, drop, launched, said, visiting
 from PIL import Image
 from serving import running
 
-pytestmark = needs_chromium
 AXE = "axe-core@4.14.1"
 WIDE, PHONE = {"width": 1180, "height": 780}, {"width": 390, "height": 780}
 COLOURS = 200  # of a picture in docs/, which keeps it small

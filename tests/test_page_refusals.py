@@ -5,10 +5,9 @@ import threading
 from contextlib import suppress
 
 import pytest
-from browser import DEVICES, MEDIA, answer, ask, drop, launched, needs_chromium, slow, visiting, wait
+from browser import DEVICES, MEDIA, answer, ask, drop, launched, slow, visiting, wait
 from serving import running
 
-pytestmark = needs_chromium
 SIGN = MEDIA / "sign.png"
 WORDS = "Copy: red green blue one two three"
 UNPLUGGED = """
