@@ -17,8 +17,10 @@ from .inputs.tools import ToolCall
 from .loading import load
 from .modalities import Mode
 from .model import Phi4
+from .transcription.live import live
 from .transcription.transcribe import transcribe
 from .transcription.transcript import Segment, Transcript
+from .vision.video import Video
 
 __all__ = [
     "Chat",
@@ -34,6 +36,7 @@ __all__ = [
     "Segment",
     "ToolCall",
     "Transcript",
+    "Video",
     "batch_generate",
     "benchmark",
     "cache_prompt",
@@ -43,6 +46,7 @@ __all__ = [
     "evaluate_pictures",
     "evaluate_text",
     "generate",
+    "live",
     "load",
     "stream_generate",
     "transcribe",

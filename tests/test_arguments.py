@@ -85,8 +85,10 @@ def valid(loaded, checkpoint, tmp_path_factory):
                                                                          "repeat": 1},
         "chat": both, "generate": asked,
         "convert": {"model": checkpoint(), "mlx_path": folder / "taken"}, "load": {"path_or_hub_id": checkpoint()},
+        "live": both,
         "evaluate_asr": both | {"manifest": "none.jsonl"}, "evaluate_pictures": both | {"manifest": "none.jsonl"},
         "evaluate_text": both | {"tasks": ["no such task"]}, "stream_generate": asked,
+        "Video": {"source": "none.mp4"},
         "transcribe": both | {"source": SOUND, "max_tokens": 1, "temperatures": 0},
     }  # fmt: skip
     owners = {"Processor": processor, "Chat": talk, "PromptCache": cache, "Transcript": transcript, "Phi4": model}

@@ -215,7 +215,7 @@ MESSAGES = {
     "a picture of the assistant": ([*CAPITAL, picture(b"x")[0] | {"role": "assistant"}], "user"),
     "a url of a string": (part("image_url", "data:image/png;base64,AAAA"), "image_url"),
     "no url": (part("image_url", {}), "url"),
-    "another detail": (part("image_url", {"url": "data:,", "detail": "low"}), "detail"),
+    "another detail": (part("image_url", {"url": "data:,", "detail": "medium"}), "detail"),
     "an address": (part("image_url", {"url": "https://example.com/a.png"}), "not fetched"),
     "a path": (part("image_url", {"url": "/etc/passwd"}), "data:"),
     "a file": (part("image_url", {"url": "file:///etc/passwd"}), "data:"),

@@ -56,7 +56,8 @@ def check_names(given: Iterable[str], known: Iterable[str], where: str = "", als
         if name in known:
             continue
         names = [*known, *also]
-        meant = [each for each in OTHER_NAMES.get(name, ()) if each in names] or get_close_matches(name, names, n=1)
+        close = [] if name in WITHOUT_COUNTERPART else get_close_matches(name, names, n=1)
+        meant = [each for each in OTHER_NAMES.get(name, ()) if each in names] or close
         advice = f"is {meant[0]!r} meant?" if meant else WITHOUT_COUNTERPART.get(name)
         raise TypeError(f"{where}unknown option {name!r}" + (f"; {advice}" if advice else ""))
 

@@ -61,7 +61,7 @@ def model_option(required: bool = False):
     """--model and --revision: what ``load`` takes."""
     given = {"required": True} if required else {"default": MODEL, "show_default": True}
     given["callback"] = _not_empty
-    return lambda function: _decorated(
+    return lambda function: decorated(
         function,
         (
             click.option("--model", **given, help="Checkpoint folder or hub id."),
@@ -111,12 +111,12 @@ _ENGINE = (
 
 def sampling_options(command):
     """Add the options that say how tokens are chosen; names are ``stream_generate``'s."""
-    return _decorated(command, _SAMPLING)
+    return decorated(command, _SAMPLING)
 
 
 def form_options(command):
     """Add the options that give the answer a form; ``read_form`` makes ``stream_generate``'s of them."""
-    return _decorated(command, _FORM)
+    return decorated(command, _FORM)
 
 
 def read_form(options: dict) -> dict:
@@ -127,10 +127,11 @@ def read_form(options: dict) -> dict:
 
 def engine_options(command):
     """Add the options that say how a prompt is computed and kept; names are ``stream_generate``'s."""
-    return _decorated(command, _ENGINE)
+    return decorated(command, _ENGINE)
 
 
-def _decorated(command, options):
+def decorated(command, options):
+    """Add options to a command, in their order."""
     for option in reversed(options):
         command = option(command)
     return command

@@ -14,6 +14,7 @@ from ..terminal import say, shown
 from . import cli
 from .speculation import check_speculation, open_speculation, speculation_options
 from .tools import read_tool_options, tool_options
+from .videos import see_videos, video_options
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..generation.responses import GenerationResponse
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 @click.option("--system", "--system-prompt", help="A system message in front.")
 @click.option("--image", "images", multiple=True, help="A picture's path, '-' for standard input; repeatable.")
 @click.option("--audio", "audios", multiple=True, help="A recording's path; repeatable.")
+@video_options
 @cli.sampling_options
 @cli.form_options
 @cli.engine_options
@@ -43,6 +45,10 @@ def main(
     prompt,
     images,
     audios,
+    videos,
+    frames,
+    fps,
+    with_sound,
     logit_bias,
     prompt_cache_file,
     draft_model,
@@ -51,13 +57,15 @@ def main(
     verbose,
     **options,
 ):
-    """Answer a prompt about text, pictures and recordings with a Phi-4 model."""
-    if prompt is None and not images and not audios:
-        raise click.UsageError("Missing option '--prompt' (or --image, --audio).")
+    """Answer a prompt about text, pictures, recordings and videos with a Phi-4 model."""
+    if prompt is None and not images and not audios and not videos:
+        raise click.UsageError("Missing option '--prompt' (or --image, --audio, --video).")
+    if not videos and (frames is not None or fps is not None or with_sound):
+        raise click.UsageError("--frames, --fps and --with-sound go with --video.")
     if quiet and verbose:
         raise click.UsageError("--quiet and --verbose contradict each other.")
     quiet = quiet or verbose is False
-    images, audios = cli.check_media(images), cli.check_media(audios)
+    images, audios, videos = cli.check_media(images), cli.check_media(audios), cli.check_media(videos)
     cache_file = cli.check_media([prompt_cache_file] if prompt_cache_file else [])
     options |= {"logit_bias": _biases(logit_bias), "stop": list(options["stop"])}
     options = cli.read_form(options)
@@ -68,6 +76,8 @@ def main(
     from ..generation.generate import stream_generate
     from ..loading import load
 
+    settings = {"frames": frames, "fps": fps, "with_sound": with_sound}
+    options["videos"] = see_videos(videos, quiet, options["max_crops"], **settings)
     images = [sys.stdin.buffer.read() if image == "-" else image for image in images]
     model, processor = load(model, revision=revision, quiet=quiet)
     options["speculation"] = open_speculation(options["speculation"], draft_model, model, processor, quiet)

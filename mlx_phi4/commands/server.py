@@ -52,9 +52,10 @@ def main(
     tool_results,
     **options,
 ):
-    """Serve a Phi-4 model to any client of OpenAI's protocol.
+    """Serve a Phi-4 model to any client of OpenAI's protocol, and to a person in a browser.
 
-    Standard output tells where, once the model is loaded; standard error gets a line for each request.
+    Standard output tells the address, once the model is loaded: a browser shows a page there. Standard error gets a
+    line for each request.
     """
     _check_positive(memory_limit=memory_limit, max_stall_ms=max_stall_ms, idle_unload=idle_unload)
     check_speculation(speculation, draft_model)

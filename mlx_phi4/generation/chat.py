@@ -1,7 +1,10 @@
 """A conversation that remembers."""
 
+import base64
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +14,12 @@ from ..errors import Phi4Error, PromptError
 from ..files import expanded, write_whole
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
+    import numpy as np
+
     from ..inputs.processor import Processor
     from ..inputs.tools import ToolCall
     from ..model import Phi4
+    from ..vision.video import SeenVideo, Video
     from .responses import GenerationResponse
 
 MAX_TOKENS = 2048  # of one answer; a chat has room for more than a single request
@@ -28,22 +34,27 @@ class Chat:
     its attachments stay for another try.
     """
 
-    @takes(model=kinds.model, processor=kinds.processor, system=kinds.text | None)
+    @takes(model=kinds.model, processor=kinds.processor, system=kinds.text | None, max_crops=kinds.integer() | None)
     def __init__(
         self,
         model: "Phi4",
         processor: "Processor",
         *,
         system: str | None = None,
+        max_crops: int | None = None,
         tools: list[dict] | str | None = None,
         **options,
     ):
-        """``tools`` are what the model may call; ``options`` are those of ``stream_generate``.
+        """``max_crops`` is that of every picture and video, ``tools`` are what the model may call; ``options`` are
+        those of ``stream_generate``.
 
         Raises Phi4Error if one is out of its range.
         """
+        from ..vision.preprocess import MAX_CROPS, crops_kind
         from .prompt_cache import PromptCache
 
+        kinds.settled({"max_crops": crops_kind | None}, {"max_crops": max_crops})
+        self.max_crops = max_crops or MAX_CROPS
         self.model, self.processor, self.system, self.tools = model, processor, system, tools
         self.options = {"max_tokens": MAX_TOKENS} | options
         _check(processor, self.options, tools)
@@ -66,7 +77,7 @@ class Chat:
         """Put a picture into the next user turn. Raises Phi4Error if it cannot be used."""
         from ..vision.preprocess import prepare_picture
 
-        self._attach("image", path, prepare_picture)
+        self._attach("image", path, lambda source: prepare_picture(source, self.max_crops))
 
     @takes(path=kinds.path)
     def attach_audio(self, path: str | Path) -> None:
@@ -74,6 +85,36 @@ class Chat:
         from ..audio.preprocess import prepare_clip
 
         self._attach("audio", path, prepare_clip)
+
+    def attach_video(self, video: "Video | str | Path") -> "SeenVideo":
+        """Put a video into the next user turn, its sound if asked for; what is seen of it.
+
+        Raises Phi4Error if it cannot be used.
+        """
+        from ..vision.video import Video
+
+        self.processor.config.check_multimodal()
+        if not isinstance(video, Video):
+            video = Video(expanded(kinds.settled({"video": kinds.path}, {"video": video})["video"]))
+        video = replace(video, max_crops=video.max_crops or self.max_crops)
+        how = {name: getattr(video, name) for name in ("frames", "fps", "max_crops", "with_sound")}
+        seen = video.read()
+        part = {"type": "video", "video": seen, "path": str(Path(seen.name).resolve())}
+        self.attached.append(part | {name: value for name, value in how.items() if value})
+        return seen
+
+    def attach_sound(self, samples: "np.ndarray", rate: int) -> None:
+        """Put what was just recorded, (samples,) at ``rate`` Hz, into the next user turn. Raises Phi4Error."""
+        import soundfile
+
+        from ..audio.preprocess import prepare_clip
+
+        self.processor.config.check_multimodal()
+        clip, file = prepare_clip((samples, rate)), io.BytesIO()
+        soundfile.write(file, samples, rate, format="FLAC")
+        # it has no path: a saved conversation holds its bytes
+        kept = {"data": base64.b64encode(file.getvalue()).decode("ascii"), "format": "flac"}
+        self.attached.append({"type": "audio", "audio": clip, "input_audio": kept})
 
     def _attach(self, kind: str, path: str | Path, prepare) -> None:
         self.processor.config.check_multimodal()
@@ -234,6 +275,6 @@ def _saved(message: dict) -> dict:
     """A message with its media as paths, which ``stream_generate`` reads."""
     content = message["content"]
     if isinstance(content, list):
-        content = [{k: v for k, v in part.items() if k not in ("image", "audio")} for part in content]
+        content = [{k: v for k, v in part.items() if k not in ("image", "audio", "video")} for part in content]
     calls = {"tool_calls": [call.message for call in message["tool_calls"]]} if "tool_calls" in message else {}
     return message | {"content": content} | calls

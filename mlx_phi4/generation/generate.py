@@ -7,6 +7,7 @@ from ..arguments.names import takes
 from ..inputs.processor import Processor, Request, as_requests
 from ..inputs.tools import spelled
 from ..model import Phi4
+from ..vision.preprocess import crops_kind
 from .batch import Batch
 from .options import answer_number, make_options, takes_options
 from .prompt_cache import PromptCache
@@ -20,6 +21,7 @@ _asked = takes(
     system=kinds.text | None,
     raw=kinds.flag,
     adapter=kinds.text | None,
+    max_crops=crops_kind | None,
 )  # what all that take one request are asked with
 
 
@@ -35,11 +37,14 @@ def generate(
     system: str | None = None,
     raw: bool = False,
     adapter: str | None = None,
+    videos: list | None = None,
+    max_crops: int | None = None,
     tools: list[dict] | str | None = None,
     **options,
 ) -> str:
     """The whole answer as a string, calls of tools at its end as JSON. Arguments as in ``stream_generate``."""
     request = {"system": system, "raw": raw, "adapter": adapter, "tools": tools}
+    request |= {"videos": videos, "max_crops": max_crops}
     text, calls = "", []
     for response in stream_generate(model, processor, prompt, images, audios, **request, **options):
         text += response.text
@@ -59,6 +64,8 @@ def stream_generate(
     system: str | None = None,
     raw: bool = False,
     adapter: str | None = None,
+    videos: list | None = None,
+    max_crops: int | None = None,
     tools: list[dict] | str | None = None,
     **options,
 ) -> Iterator[GenerationResponse]:
@@ -67,7 +74,7 @@ def stream_generate(
     A prompt cache gets the sequence back at the end or when the caller closes the generator, never after an exception.
 
     Args:
-        prompt, images, audios, system, raw, adapter, tools: see ``Processor.__call__``.
+        prompt, images, audios, system, raw, adapter, videos, max_crops, tools: see ``Processor.__call__``.
         options: the fields of ``options.GenerationOptions``: how tokens are chosen, ``max_tokens`` and ``stop``, and
             how the prompt is computed and kept.
 
@@ -75,7 +82,8 @@ def stream_generate(
         Phi4Error: a bad argument, prompt or medium, before the first token.
     """
     chosen = make_options(options)
-    row = processor.row(Request(prompt, images, audios, system, raw, adapter=adapter, tools=tools))
+    more = {"adapter": adapter, "videos": videos, "max_crops": max_crops, "tools": tools}
+    row = processor.row(Request(prompt, images, audios, system, raw, **more))
     batch = Batch(model)
     batch.admit(Sequence(row, chosen, processor.tokenizer))
     try:
@@ -156,6 +164,8 @@ def cache_prompt(
     system: str | None = None,
     raw: bool = False,
     adapter: str | None = None,
+    videos: list | None = None,
+    max_crops: int | None = None,
     tools: list[dict] | str | None = None,
     **options,
 ) -> PromptCache:
@@ -167,6 +177,7 @@ def cache_prompt(
     cache = PromptCache()
     options |= {"prompt_cache": cache, "max_tokens": 1}
     request = {"system": system, "raw": raw, "adapter": adapter, "tools": tools}
+    request |= {"videos": videos, "max_crops": max_crops}
     for _ in stream_generate(model, processor, prompt, images, audios, **request, **options):
         pass
     return cache

@@ -223,7 +223,7 @@ def _content(content) -> list[str | Slot]:
         elif modality := next((each for each in MODALITIES.values() if kind in each.parts), None):
             pieces.append(Slot(modality.kind, _source(part, *modality.fields)))
         else:
-            expected = " or ".join([", ".join(["text", *list(MODALITIES)[:-1]]), list(MODALITIES)[-1]])
+            expected = f"{', '.join(['text', *MODALITIES])} or video"
             raise PromptError(f"a content part has type {kind!r}, expected {expected}")
     return pieces
 

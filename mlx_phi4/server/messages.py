@@ -15,9 +15,10 @@ from PIL import Image
 
 from ..audio.preprocess import Clip, prepare_clip
 from ..audio.reader import open_recording
-from ..errors import MediaError
+from ..errors import MediaError, Phi4Error
 from ..generation.thoughts import CLOSE, OPEN
-from ..vision.preprocess import Picture, prepare_picture
+from ..vision.preprocess import MAX_CROPS, Picture, prepare_picture
+from ..vision.video import MOST_FRAMES, SeenVideo, Video
 from . import fields
 from .errors import RequestError, located
 
@@ -41,7 +42,16 @@ _TOOL = _MESSAGE | {"tool_call_id": fields.text, "name": fields.text}  # the nam
 _CALL = {"id": fields.text, "type": fields.one_of("function"), "function": fields.mapping, "index": fields.integer(0)}
 _FUNCTION = {"name": fields.text, "arguments": fields.text}
 _FIELDS = {"assistant": _ASSISTANT, "tool": _TOOL}
-_URL = {"url": fields.text, "detail": fields.one_of("auto", "high")}
+_CROPS = {"max_crops": fields.integer(1, MAX_CROPS)}
+_URL = {"url": fields.text, "detail": fields.one_of("auto", "high", "low"), **_CROPS}
+_VIDEO = {
+    "url": fields.text,
+    "frames": fields.integer(1, MOST_FRAMES),
+    "fps": fields.number(0, 1000, above=True),
+    "with_sound": fields.boolean,
+    **_CROPS,
+}
+LOW_DETAIL = 1  # crops of a picture that is to be cheap
 _SOUND = {"data": fields.text, "format": fields.one_of(*SOUND_FORMATS)}
 
 
@@ -107,15 +117,21 @@ def _part(given: Any, role: str, where: str, fetch: Fetch | None) -> dict:
     if kind == "text":
         found = fields.read_fields({"type": fields.text, "text": fields.text}, given, f"{where}.")
         return {"type": "text", "text": fields.required(found, "text", f"{where}.")}
-    if kind not in ("image_url", "input_audio"):
-        raise fields.wrong(f"{where}.type", kind, "text, image_url or input_audio")
+    if kind not in ("image_url", "input_audio", "video_url"):
+        raise fields.wrong(f"{where}.type", kind, "text, image_url, input_audio or video_url")
     if role != "user":
         raise fields.unsupported(f"{where}.type", f"is {kind} in a message of role {role}; media belong to user's")
     found = fields.read_fields({"type": fields.text, kind: fields.mapping}, given, f"{where}.")
     value, place = fields.required(found, kind, f"{where}."), f"{where}.{kind}"
     if kind == "image_url":
-        url = fields.required(fields.read_fields(_URL, value, f"{place}."), "url", f"{place}.")
-        return {"type": "image", "image": _picture(_from_url(url, f"{place}.url", fetch), place)}
+        named = fields.read_fields(_URL, value, f"{place}.")
+        data = _from_url(fields.required(named, "url", f"{place}."), f"{place}.url", fetch)
+        crops = named.get("max_crops", LOW_DETAIL if named.get("detail") == "low" else MAX_CROPS)
+        return {"type": "image", "image": _picture(data, place, crops)}
+    if kind == "video_url":
+        named = fields.read_fields(_VIDEO, value, f"{place}.")
+        data = _from_url(fields.required(named, "url", f"{place}."), f"{place}.url", fetch)
+        return {"type": "video", "video": _video(data, named, place)}
     data = fields.required(fields.read_fields(_SOUND, value, f"{place}."), "data", f"{place}.")
     return {"type": "audio", "audio": _clip(_from_base64(data, f"{place}.data"), place)}
 
@@ -126,11 +142,15 @@ def _from_url(url: str, where: str, fetch: Fetch | None) -> bytes:
         return fetch(url, where)
     if scheme in ("http", "https"):
         raise RequestError(
-            f"{where}: {scheme} addresses are not fetched; send the picture itself as a data: URL", param=where
+            f"{where}: {scheme} addresses are not fetched; send the bytes themselves as a data: URL", param=where
         )
     head, comma, data = url.partition(",")
     if scheme != "data" or not comma or not head.lower().endswith(";base64"):
-        raise RequestError(f"{where} is not of the form data:image/...;base64,...", param=where, code="invalid_value")
+        raise RequestError(
+            f"{where} is not of the form data:image/...;base64,...",
+            param=where,
+            code="invalid_value",
+        )
     return _from_base64(data, where)
 
 
@@ -141,7 +161,15 @@ def _from_base64(data: str, where: str) -> bytes:
         raise RequestError(f"{where} is not base64", param=where, code="invalid_base64") from None
 
 
-def _picture(data: bytes, where: str) -> Picture:
+def _video(data: bytes, named: dict[str, Any], where: str) -> SeenVideo:
+    settings = {name: value for name, value in named.items() if name != "url"}
+    try:
+        return Video(data, **settings).read(most_pixels=MOST_PIXELS)
+    except Phi4Error as error:
+        raise located(error, where) from None
+
+
+def _picture(data: bytes, where: str, max_crops: int) -> Picture:
     """Only formats that a photo has are tried, and no more pixels decoded than a photo has."""
     try:
         with warnings.catch_warnings():
@@ -158,7 +186,7 @@ def _picture(data: bytes, where: str) -> Picture:
             code="invalid_media",
         )
     try:
-        return prepare_picture(image)
+        return prepare_picture(image, max_crops)
     except MediaError as error:
         raise located(error, where) from None
 
