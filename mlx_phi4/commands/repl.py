@@ -115,9 +115,8 @@ class Repl:
     def _take(self, message: str) -> None:
         name, _, rest = message.partition(" ")
         if not message:
-            if any(
-                part["type"] == "audio" or part.get("with_sound") for part in self.chat.attached
-            ):  # a spoken question
+            heard = [part["type"] == "audio" or part.get("with_sound", False) for part in self.chat.attached]
+            if any(heard):  # a spoken question alone
                 self._answer("")
             elif self.chat.attached:
                 say("[what is attached waits for a question]")
