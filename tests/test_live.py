@@ -197,6 +197,9 @@ def test_bad_arguments(tiny):
     ):
         with pytest.raises(Phi4Error, match=said):
             live(*tiny, **options)
+    ears = live(*tiny)
+    with pytest.raises(Phi4Error, match="inside of the block"):  # nobody would ever take it
+        ears.feed(np.zeros(100, np.float32))
     for wrong in ([0.5, np.nan], [40.0, 2.0], ["a", "b"]):
         with pytest.raises(Phi4Error), live(*tiny) as ears:
             ears.feed(np.array(wrong))
@@ -357,3 +360,37 @@ def test_provisional_lines_come_before_their_segment(tiny, sound):
     first = next(index for index, event in enumerate(events) if isinstance(event, Heard))
     guesses = [event for event in events[:first] if isinstance(event, Provisional)]
     assert guesses and all(guess.number == 0 and guess.text for guess in guesses)
+
+
+def test_record_ends_with_enter_in_a_terminal(tmp_path):
+    """Ctrl-C drops what was said, and the conversation goes on."""
+    import pexpect
+
+    (tmp_path / "sounddevice.py").write_text(
+        "import sys, soundfile, microphones\n"
+        f"samples = soundfile.read({str(MEDIA / 'command.flac')!r}, dtype='int16')[0]\n"
+        "sys.modules[__name__] = microphones.sounddevice(samples)\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(ROOT / "tests"), str(ROOT)])
+    chat = [*PROGRAM[1:3], "chat", "--model", "phi4-tiny", "--stats", "--max-tokens", "9"]
+    talk = pexpect.spawn(
+        sys.executable, chat, env=os.environ | {"PYTHONPATH": paths, "TERM": "dumb"}, encoding="utf-8", timeout=60
+    )
+    talk.expect(">>> ")
+    talk.sendline("/record")
+    talk.expect("recording; Enter ends it")
+    time.sleep(0.3)
+    talk.sendintr()
+    talk.expect("the recording was dropped")
+    talk.expect(">>> ")
+    talk.sendline("/record")
+    talk.expect("recording; Enter ends it")
+    time.sleep(0.5)
+    talk.sendline("")
+    talk.expect("s recorded")
+    talk.expect(r"\[speech: prompt")
+    talk.expect(">>> ")
+    talk.sendline("/attached")
+    talk.expect("nothing is attached")
+    talk.sendline("/exit")
+    talk.expect(pexpect.EOF)

@@ -119,8 +119,8 @@ class Repl:
     def _take(self, message: str) -> None:
         name, _, rest = message.partition(" ")
         if not message:
-            # a spoken question alone
-            if any(part["type"] == "audio" or part.get("with_sound") for part in self.chat.attached):
+            heard = [part["type"] == "audio" or part.get("with_sound", False) for part in self.chat.attached]
+            if any(heard):  # a spoken question alone
                 self._send("")
             elif self.chat.attached:
                 say("[what is attached waits for a question]")

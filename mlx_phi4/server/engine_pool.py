@@ -66,7 +66,8 @@ class EnginePool:
                 try:
                     self._engine.submit(job)
                 except ServerError as error:
-                    if error.status != 429 or not self.prompt_tokens:
+                    # what is being said cannot be asked for again: who listens waits from the first piece on
+                    if error.status != 429 or not (self.prompt_tokens or self._patience):
                         raise
                 else:
                     self._jobs[job] = key, []

@@ -191,7 +191,7 @@ class Session:
             self._ears = self._new_ears()
         while self._ears.full and self._ears.error is None:  # the socket is not read meanwhile
             await asyncio.sleep(ROOM_LOOK)
-        self._ears.feed(samples)
+        self._ears.feed(samples, wait=False)  # the loop serves others, too
 
     def _new_ears(self) -> Live:
         service, told = self._service, self._told

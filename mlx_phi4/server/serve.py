@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import h11
 import uvicorn
+import websockets  # noqa: F401, which uvicorn asks for only when it starts
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import Phi4Error

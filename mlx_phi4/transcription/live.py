@@ -146,17 +146,17 @@ class Live:
         """What ended the thread that decodes, if anything did."""
         return self._error
 
-    def feed(self, samples: Any) -> None:
+    def feed(self, samples: Any, *, wait: bool = True) -> None:
         """Take sound: (samples,) or (samples, channels), floats in [-1, 1] or integers of full scale.
 
-        Waits while more lies ready than a full batch holds. Raises MediaError for what is no sound, and what went
-        wrong in the thread that decodes.
+        Waits while more lies ready than a full batch holds, unless it is not to ``wait``: whoever may not looks whether
+        it is ``full``. Raises MediaError for what is no sound, and what went wrong in the thread that decodes.
         """
         if hasattr(samples, "__len__") and not len(samples):
             return
         with open_recording((samples, SAMPLE_RATE)) as recording:  # checks and mixes; the rate is ours to change
             for block in recording.blocks():
-                self._put(block)
+                self._put(block, wait)
 
     def flush(self) -> None:
         """End the piece that is being spoken, without waiting for a pause."""
@@ -179,9 +179,11 @@ class Live:
             self._changed.notify_all()
         self._thread.join()
 
-    def _put(self, block: "np.ndarray") -> None:
+    def _put(self, block: "np.ndarray", wait: bool) -> None:
         with self._changed:
-            while not self._done and self._held > self._limit:
+            if self._thread.ident is None or self._ended or self._stopped:
+                raise Phi4Error("sound is heard inside of the block, as in: with live(...) as ears: ears.feed(samples)")
+            while wait and not self._done and self._held > self._limit:
                 self._changed.wait(IDLE_SECONDS)
             self._raise()
             self.seconds += len(block) / self._rate
