@@ -17,13 +17,13 @@ from .audio.encoder import AudioEncoder
 from .audio.preprocess import Clip, prepare_clip
 from .audio.projector import AudioProjector
 from .config import Config
+from .decoder.adapter_set import BASE
 from .errors import Phi4Error, PromptError
 from .vision.encoder import VisionEncoder
 from .vision.preprocess import Picture, prepare_picture
 from .vision.projector import VisionProjector
 
 Slices = Generator[None, None, mx.array]
-BASE = "base"  # names no adapter, where a request names its own
 
 
 class Mode(StrEnum):
