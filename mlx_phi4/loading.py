@@ -46,6 +46,7 @@ def _bits(value):
     lazy=kinds.flag,
     quantize=kinds.Kind(_bits),
     quiet=kinds.flag,
+    group=kinds.of_class("Group", "a group of mx.distributed") | None,
 )
 def load(
     path_or_hub_id: str | Path,
@@ -55,6 +56,7 @@ def load(
     lazy: bool = True,
     quantize: int | bool | None = None,
     quiet: bool = False,
+    group: mx.distributed.Group | None = None,
 ) -> tuple[Phi4, Processor]:
     """Load a model, the same one as ``--model`` of the commands.
 
@@ -69,6 +71,7 @@ def load(
             cache folder; see ``converter.first_use.cached_folder``. True: 4 bits. False: a hub id's weights as they are
             published.
         quiet: nothing on standard error while the hub is asked and weights are converted.
+        group: of ``mx.distributed``, whose ranks are to share the model: each reads its part alone, see ``Phi4.shard``.
 
     Raises:
         Phi4Error: the folder, its configuration or its tensors do not fit; in one line.
@@ -83,6 +86,8 @@ def load(
     checkpoint = read_checkpoint(folder)
     with exclusive():
         model, tokenizer = checkpoint.open(dtype)
+        if group is not None:
+            model.shard(group)
         for module in model.modules():
             if isinstance(module, LoRA):
                 module.fold_scale()

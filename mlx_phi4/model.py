@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,11 +17,15 @@ from .config import Config
 from .decoder.adapter_set import AdapterSet
 from .decoder.adapters import Adapter
 from .decoder.decoder import Decoder
+from .decoder.parallel import Sharding, SharedHead, share_decoder
 from .decoder.state import RowState, Run
 from .device import enter_thread, exclusive, finished
-from .errors import CheckpointError
+from .errors import CheckpointError, Phi4Error
 from .inputs.processor import Inputs, Row
 from .modalities import MODALITIES, Medium, Slices, modality_of
+
+if TYPE_CHECKING:
+    from .checkpoint.weights import Origin
 
 
 class Phi4(nn.Module):
@@ -41,6 +46,10 @@ class Phi4(nn.Module):
             for name, module in made.items():
                 setattr(self, name, module)
         self._ready: set[str | None] = set()  # parts whose weights are read and computed
+        self.sharding: Sharding | None = None  # where several ranks share the decoder
+        self.origin: Origin | None = None  # the files that weights which were not read yet come from
+        self._leader = None  # on rank 0 of ranks that follow it, see ranks.leading
+        self._shared_head: SharedHead | None = None
         self.adapters = AdapterSet(self)
 
     def __repr__(self):
@@ -102,14 +111,60 @@ class Phi4(nn.Module):
         with exclusive():
             self.adapters.remove(name)
 
+    @takes(head=kinds.choice("replicated", "shared"))
+    def shard(self, group: Any = None, *, head: str = "replicated") -> None:
+        """Share the decoder with the other ranks of a group, which all are to call this: tensor parallelism.
+
+        This rank keeps its heads and its part of the MLP, of the adapters, too, and reads nothing else of what it had
+        not read yet. Embeddings, head, norms and encoders stay whole. From then on all ranks are to do the same calls;
+        the tokens that are chosen are rank 0's.
+
+        Args:
+            group: of ``mx.distributed``; None is all processes.
+            head: "shared" has each rank compute its part of the vocabulary and gathers the logits: less to read, more
+                to send.
+
+        Raises:
+            Phi4Error: so many ranks cannot share this model, or it is shared already. Nothing is changed then.
+        """
+        sharding = Sharding.of(group)
+        if self.sharding is not None:
+            raise Phi4Error("this model is shared already")
+        if sharding.size == 1:
+            return
+        with exclusive():
+            read = {None, *self.adapters}.isdisjoint(self._ready) and self.origin is not None
+            share_decoder(self.config.decoder, self.model, sharding, self.origin.part if read else lambda *array: None)
+            for kind in self._modules_of:
+                for name in self._modules_of[kind]:
+                    if hasattr(self[name], "sharding"):
+                        self[name].sharding = sharding
+            if head == "shared":
+                table = self.lm_head if "lm_head" in self else self.model.embed_tokens
+                self._shared_head = SharedHead(table, self.config.decoder.vocab_size, sharding)
+        self.sharding = sharding
+
     def forward(self, h: mx.array, runs: list[Run]) -> mx.array | None:
         """Embeddings (1, T, D) of the runs' tokens -> logits (1, A, V) of the asked ones, or None; states move on."""
-        self.read({run.state.adapter for run in runs})
-        hidden = self.model(h, runs, self.adapters.composed)
+        hidden = self.hidden(h, runs)
         return None if hidden is None else self.logits(hidden)
+
+    def hidden(self, h: mx.array, runs: list[Run]) -> mx.array | None:
+        """As ``forward``, but the last hidden states (1, A, D)."""
+        if self._leader is not None:
+            return self._leader.hidden(h, runs)
+        self.read({run.state.adapter for run in runs})
+        return self.model(h, runs, self.adapters.composed)
+
+    def agreed(self, tokens: mx.array) -> mx.array:
+        """Tokens (R,) that each rank chose -> those of rank 0: by their own bits they might part."""
+        alone = self.sharding is None or self._leader is not None
+        return tokens if alone else self.sharding.from_first(tokens)
 
     def logits(self, h: mx.array) -> mx.array:
         """Hidden states (1, A, D) -> (1, A, V)."""
+        if self._shared_head is not None:
+            return self._shared_head(h)
         if "lm_head" in self:
             return self.lm_head(h)
         return self.model.embed_tokens.as_linear(h)

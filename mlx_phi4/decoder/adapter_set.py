@@ -70,15 +70,18 @@ class AdapterSet(Mapping):
             Phi4Error: a name that is taken or cannot be one.
         """
         self.check_free(name)
+        if train and self._model.sharding is not None:
+            raise Phi4Error("a model that several ranks share cannot be trained: train it on one, or data parallel")
         self._check_fit(adapter)
         dtype = self._model.model.norm.weight.dtype
         made = {}
         for path, part in adapter.linears.items():
             lora = made[path] = LoRA.of(part)
             if not train:
-                _prepare(lora, self._linear(path).base, dtype, bits)
+                _prepare(lora, self._linear(path), dtype, bits)
             mx.eval(lora.parameters())
-        if not all(mx.isfinite(a).all() for lora in made.values() for a in _floats(lora)):
+        wrong = mx.array(sum(1 - mx.isfinite(a).all() for lora in made.values() for a in _floats(lora)))
+        if (wrong if self._model.sharding is None else self._model.sharding.sum(wrong)).item():
             raise CheckpointError(f"holds numbers that are not finite in {dtype}")
         digest = adapter.digest
         for path, lora in made.items():
@@ -114,6 +117,8 @@ class AdapterSet(Mapping):
 
     def get_adapter(self, name: str) -> Adapter:
         """An adapter as it can be written to files, of a sum the one of concatenated rank. Raises Phi4Error."""
+        if self._model.sharding is not None:
+            raise Phi4Error("each rank has a part of this model's adapters; load it on one rank to save one")
         found: dict[str, list[LinearAdapter]] = {}
         for part in self._parts_of(name):
             for path, lora in self._modules(part).items():
@@ -182,15 +187,16 @@ class AdapterSet(Mapping):
         return {path: lora for path in paths if (lora := self._linear(path).lora.get(name)) is not None}
 
 
-def _prepare(lora: LoRA, base: nn.Module, dtype: mx.Dtype, bits: int | None) -> None:
+def _prepare(lora: LoRA, linear: RoutedLinear, dtype: mx.Dtype, bits: int | None) -> None:
     """What is fastest to serve: the model's dtype, packed, the scale folded, the gain made."""
     for name in ("down", "up"):
-        linear = lora[name]
-        linear.weight = linear.weight.astype(dtype)
-        scheme = None if bits is None else Scheme.of(bits).fit(linear.weight.shape[1])
+        factor = lora[name]
+        factor.weight = factor.weight.astype(dtype)
+        scheme = None if bits is None else Scheme.of(bits).fit(factor.weight.shape[1])
         if scheme is not None:
-            lora[name] = nn.QuantizedLinear.from_linear(linear, **scheme.table())
-    lora.fix_gain(base)
+            lora[name] = nn.QuantizedLinear.from_linear(factor, **scheme.table())
+    linear.take_lora(lora)
+    lora.fix_gain(linear.base, linear.add_up)
     lora.fold_scale()
 
 

@@ -5,7 +5,7 @@ and text alone uses the base as it is. Adapters of one's own join at run time, s
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -170,10 +170,13 @@ class LoRA(nn.Module):
             self.up.weight = self.up.weight * self._scale
         self._scale, self._folded = 1.0, self._folded * self._scale
 
-    def fix_gain(self, base: nn.Module) -> None:
-        """Replace DoRA's magnitude by the gain over this base, float32, computed now and for all."""
+    def fix_gain(self, base: nn.Module, add_up: Callable[[mx.array], mx.array] | None = None) -> None:
+        """Replace DoRA's magnitude by the gain over this base, float32, computed now and for all.
+
+        ``add_up`` makes squared norms (output_dims,) whole where this is a part of a row.
+        """
         if "magnitude" in self:
-            self.gain = self._gain(base)
+            self.gain = self._gain(base, add_up)
             mx.eval(self.gain)  # before the next linear's weight is unpacked
             self._magnitude = self.pop("magnitude")
 
@@ -194,18 +197,23 @@ class LoRA(nn.Module):
         added = self.up(inner)
         return y + (added if self._scale == 1.0 else self._scale * added).astype(y.dtype)
 
-    def _gain(self, base: nn.Module) -> mx.array:
+    def _gain(self, base: nn.Module, add_up: Callable[[mx.array], mx.array] | None = None) -> mx.array:
         """(output_dims,) float32; no gradient flows through the norms, as the paper has it (section 4.3)."""
         delta = self._scale * (_plain(self.up).astype(mx.float32) @ _plain(self.down).astype(mx.float32))
-        norms = mx.stop_gradient(mx.linalg.norm(_plain(base).astype(mx.float32) + delta, axis=1))
+        weight = _plain(base).astype(mx.float32) + delta
+        norms = mx.linalg.norm(weight, axis=1) if add_up is None else mx.sqrt(add_up(mx.square(weight).sum(axis=1)))
+        norms = mx.stop_gradient(norms)
         return mx.where(mx.isnan(self.magnitude), 1.0, self.magnitude.astype(mx.float32) / norms)
 
 
 class RoutedLinear(nn.Module):
     """A frozen base layer (Linear or QuantizedLinear) and the adapters that rows may add to it.
 
-    ``lora`` may lack adapters that other linears have: their tokens pass the base alone.
+    ``lora`` may lack adapters that other linears have: their tokens pass the base alone. ``add_up`` is None: a row of
+    the weight is here as a whole, which it is not in every part of a linear, see ``parallel``.
     """
+
+    add_up: Callable[[mx.array], mx.array] | None = None
 
     def __init__(self, input_dims: int, output_dims: int, adapters: dict[str, LoRAConfig]):
         super().__init__()
@@ -224,6 +232,9 @@ class RoutedLinear(nn.Module):
             else:
                 y[:, start:stop] = lora.add_to(y[:, start:stop], x[:, start:stop], self.base)
         return y
+
+    def take_lora(self, lora: LoRA) -> None:
+        """Leave of a whole adapter what this linear has a part for: all of it."""
 
 
 def _linear(weight: mx.array) -> nn.Linear:

@@ -26,6 +26,7 @@ def identify(model: nn.Module) -> BaseIdentity:
     """The identity of a ``Phi4``'s base, adapters and encoders left out. Reads all of its weights: seconds, once."""
     weights = blake2b(digest_size=16)
     for name, array in _base_tensors(model):
+        array = _whole(model, name, array)
         weights.update(f"{name} {array.dtype} {array.shape}".encode())
         weights.update(raw_bytes(array))
     return BaseIdentity(weights.hexdigest(), _norms(model))
@@ -56,6 +57,17 @@ def _norms(model: nn.Module) -> str:
 def _base_tensors(model: nn.Module) -> list[tuple[str, mx.array]]:
     found = tree_flatten(model.parameters())
     return sorted((n, w) for n, w in found if n.startswith(("model.", "lm_head.")) and ".lora." not in n)
+
+
+def _whole(model: nn.Module, name: str, array: mx.array) -> mx.array:
+    """A tensor of which each rank may have a part; all ranks ask for the same ones in the same order."""
+    if model.sharding is None or ".base." not in name:
+        return array
+    path, _, part = name.partition(".base.")
+    linear = model
+    for step in path.split("."):
+        linear = linear[int(step)] if isinstance(linear, list) else linear[step]
+    return linear.whole(f"base.{part}", array)
 
 
 def raw_bytes(array: mx.array) -> memoryview:

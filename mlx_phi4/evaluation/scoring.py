@@ -145,9 +145,9 @@ def _hidden(
             asked = len(part) if every else int(ended)
             runs.append(Run(rows[index][0], len(part), asked))
             places += [(index, start + len(part) - asked + i) for i in range(asked)]
-        model.read({run.state.adapter for run in runs})
         ids = mx.array(np.concatenate([part for _, _, part in taken]).astype(np.int32))
-        h = model.model(model.model.embed_tokens(ids)[None], runs)
+        model.read({None})
+        h = model.hidden(model.model.embed_tokens(ids)[None], runs)
         mx.eval([] if h is None else h, [run.state.arrays() for run in runs])
         if h is not None:
             yield h[0], places

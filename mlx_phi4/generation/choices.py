@@ -71,7 +71,8 @@ def _chosen(choices: list[Choice], logits: mx.array) -> Sampled:
                 errors[index] = error
                 chosen.append(mx.zeros(1, mx.uint32))
         tokens = mx.concatenate(chosen)
-    sampled = Sampled(tokens.astype(mx.uint32), errors=errors)
+    tokens = choices[0].sequence.model.agreed(tokens.astype(mx.uint32))
+    sampled = Sampled(tokens, errors=errors)
     for index, choice in enumerate(choices):
         asked = choice.sequence.options.logprobs
         if asked is not None:

@@ -70,6 +70,7 @@ class Sequence:
         self.constraint, self.draft, self.shares_cache = constraint, draft, shares_cache
         if constraint is not None and draft is not None:
             raise Phi4Error("a constraint and a draft cannot be combined")
+        self.model: Phi4 | None = None  # that it was admitted to
         self.state: RowState | None = None
         self.tokens: list[int] = []  # of the answer, as far as they were read
         self.chosen = 0  # tokens of the answer that were chosen, read or not
@@ -120,7 +121,7 @@ class Sequence:
             self.sampler.rewind(self.known)
         else:
             self.sampler = Sampler(options, self.row.ids, self.stop_ids, decoder.vocab_size)
-        self._model = model
+        self.model = model
         if not prefill:
             self.admitted_at = time.perf_counter()
             return
@@ -270,8 +271,8 @@ class Sequence:
         """Give the state back to the prompt cache and let go of all the rest."""
         cache, state = self.options.prompt_cache, self.state
         if cache is not None and not self.shares_cache and state is not None and state.offset:
-            cache.put(self._model, state, self.row, self.tokens, self.options.kv)
-        self.state, self.pending, self._model, self._features = None, None, None, {}
+            cache.put(self.model, state, self.row, self.tokens, self.options.kv)
+        self.state, self.pending, self.model, self._features = None, None, None, {}
 
 
 def damaged() -> Phi4Error:
