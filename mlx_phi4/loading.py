@@ -120,3 +120,10 @@ def model_and_processor(
             _kept.clear()  # before loading: two models may not fit
             _kept[folder] = load(folder)
         return _kept[folder]
+
+
+def keep(name: str | Path, revision: str | None, loaded: tuple[Phi4, Processor]) -> None:
+    """Have ``model_and_processor`` give this model under a name, as if it had loaded it."""
+    with _keeping:
+        _kept.clear()
+        _kept[model_folder(name, revision, quiet=True).resolve()] = loaded

@@ -26,6 +26,7 @@ from .modalities import MODALITIES, Medium, Slices, modality_of
 
 if TYPE_CHECKING:
     from .checkpoint.weights import Origin
+    from .ranks.leading import Leader
 
 
 class Phi4(nn.Module):
@@ -48,7 +49,7 @@ class Phi4(nn.Module):
         self._ready: set[str | None] = set()  # parts whose weights are read and computed
         self.sharding: Sharding | None = None  # where several ranks share the decoder
         self.origin: Origin | None = None  # the files that weights which were not read yet come from
-        self._leader = None  # on rank 0 of ranks that follow it, see ranks.leading
+        self.leader: Leader | None = None  # where other ranks follow what is computed here
         self._shared_head: SharedHead | None = None
         self.adapters = AdapterSet(self)
 
@@ -93,6 +94,10 @@ class Phi4(nn.Module):
         Raises:
             Phi4Error: the name is taken, the folder is missing or damaged, or it does not fit this model; in one line.
         """
+        if self.leader is not None and not isinstance(adapter, Adapter) and not train:
+            with exclusive():
+                self.leader.add_adapter(name, str(adapter), bits)
+            return
         with exclusive():
             if isinstance(adapter, str) and "+" in adapter and not Path(adapter).exists():
                 self.adapters.compose(name, adapter.split("+"))
@@ -110,6 +115,8 @@ class Phi4(nn.Module):
         """Remove one that was added. Raises Phi4Error for any other, and while a row uses it."""
         with exclusive():
             self.adapters.remove(name)
+            if self.leader is not None:
+                self.leader.remove_adapter(name)
 
     @takes(head=kinds.choice("replicated", "shared"))
     def shard(self, group: Any = None, *, head: str = "replicated") -> None:
@@ -151,14 +158,14 @@ class Phi4(nn.Module):
 
     def hidden(self, h: mx.array, runs: list[Run]) -> mx.array | None:
         """As ``forward``, but the last hidden states (1, A, D)."""
-        if self._leader is not None:
-            return self._leader.hidden(h, runs)
+        if self.leader is not None:
+            return self.leader.hidden(h, runs)
         self.read({run.state.adapter for run in runs})
         return self.model(h, runs, self.adapters.composed)
 
     def agreed(self, tokens: mx.array) -> mx.array:
         """Tokens (R,) that each rank chose -> those of rank 0: by their own bits they might part."""
-        alone = self.sharding is None or self._leader is not None
+        alone = self.sharding is None or self.leader is not None
         return tokens if alone else self.sharding.from_first(tokens)
 
     def logits(self, h: mx.array) -> mx.array:
@@ -196,7 +203,8 @@ class Phi4(nn.Module):
         """As ``embed_medium``, with pauses between slices of the work."""
         modality = modality_of(item)
         self.read({f"media {modality.kind}"})
-        return modality.encode(self, item, modality.projector(mode))
+        slices = modality.encode(self, item, modality.projector(mode))
+        return slices if self.leader is None else self.leader.slices(item, mode, slices)
 
     def new_state(self, row: Row, caches: list | None = None, *, long: bool = False) -> RowState:
         """A fresh state for a row. Its RoPE regime follows from its length; ``long`` makes it the long one anyway."""

@@ -198,13 +198,16 @@ class AudioEncoder(nn.Module):
         bias = self.relative_attention_bias_layer(size)
         width = self.embed.out.weight.shape[0]
         windows = []
-        starts = list(range(0, total, WINDOW))
         encode = partial(self._window, features, total, bias)
-        for turn in in_turns(self.sharding, starts, encode, lambda start: (size, width)):
+        for turn in in_turns(self.sharding, self.parts(features), encode, lambda start: (size, width)):
             mx.eval([x for _, x in turn])
             windows += [x[: total - start] for start, x in turn]
             yield
         return mx.concatenate(windows)
+
+    def parts(self, features: np.ndarray) -> list[int]:
+        """What is encoded at once: a window, by the encoder frame that it begins with."""
+        return list(range(0, -(-len(features) // TIME_REDUCTION), WINDOW))
 
     def _window(self, features: np.ndarray, total: int, bias: mx.array, start: int) -> mx.array:
         """The window of encoder frames that begins at ``start``, (size, D); the last one with what its zeros became."""

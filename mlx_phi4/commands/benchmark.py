@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .. import distributed
 from ..evaluation.speed import MODES
 from ..terminal import say
-from . import cli
+from . import cli, ranks
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..evaluation.speed import Measured
@@ -26,18 +27,19 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 @cli.engine_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-def main(model, revision, as_json, quiet, **options):
+@ranks.parallel_option("tensor")
+def main(model, revision, parallel, as_json, quiet, **options):
     """Measure how fast a model answers here, in each mode. The prompts are random tokens."""
     for kind in ("image", "audio"):
         if options[kind] is not None:
             (options[kind],) = cli.check_media([options[kind]])
-    if not quiet:
+    if not quiet and distributed.join(parallel).rank == 0:
         say(f"Loading {model} ...")
     from ..evaluation.speed import benchmark, machine
-    from ..loading import load
 
-    found = benchmark(*load(model, revision=revision, quiet=quiet), quiet=quiet, **options)
-    where = machine()
+    loaded = ranks.loaded(model, parallel, revision=revision, quiet=quiet)
+    found = benchmark(*loaded, quiet=quiet, **options)
+    where = machine() | {"ranks": 1 if loaded[0].sharding is None else loaded[0].sharding.size}
     if as_json:
         asked = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
         results = [asdict(measured) for measured in found]
@@ -49,8 +51,9 @@ def main(model, revision, as_json, quiet, **options):
 def describe(found: "list[Measured]", where: dict) -> str:
     """The figures as lines for people."""
     memory = f", {where['memory_gb']} GB" if where["memory_gb"] else ""
+    ranks = f", one of {where['ranks']} ranks" if where.get("ranks", 1) > 1 else ""
     lines = [
-        f"measured on {where['device']}: {where['name']}{memory}; {where['system']}, Python {where['python']}, "
+        f"measured on {where['device']}: {where['name']}{memory}{ranks}; {where['system']}, Python {where['python']}, "
         f"mlx {where['mlx']}, mlx-lm {where['mlx_lm']}, mlx_phi4 {where['mlx_phi4']}"
     ]
     for m in found:

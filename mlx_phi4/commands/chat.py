@@ -8,7 +8,7 @@ import click
 from ..arguments import kinds
 from ..arguments.names import takes
 from ..generation.chat import MAX_TOKENS
-from . import cli
+from . import cli, ranks
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..inputs.processor import Processor
@@ -75,7 +75,8 @@ def chat(
 @click.option("--hide-thinking", is_flag=True, help="Do not show <think> blocks.")
 @click.option("--stats", is_flag=True, help="A line of statistics after each answer.")
 @click.option("--quiet", is_flag=True, help="No greeting and no progress.")
-def main(model, revision, quiet, stop, **options):
+@ranks.parallel_option("tensor")
+def main(model, revision, parallel, quiet, stop, **options):
     """Talk with a Phi-4 model about text, pictures and recordings.
 
     Standard output gets the answers and nothing else. /help lists what else can be typed.
@@ -83,9 +84,7 @@ def main(model, revision, quiet, stop, **options):
     options["stop"] = list(stop)
     options |= {kind: cli.check_media(options[kind]) for kind in ("images", "audios")}
     cli.check_options(options)
-    from ..loading import load
-
-    chat(*load(model, revision=revision, quiet=quiet), quiet=quiet, **options)
+    chat(*ranks.loaded(model, parallel, revision=revision, quiet=quiet), quiet=quiet, **options)
 
 
 def command() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .. import distributed
 from ..errors import MediaError, Phi4Error, PromptError
 from ..files import expanded, taken, why_not_file
 from ..terminal import say_error
@@ -185,7 +186,22 @@ def check_output(path: Path, ours: Callable[[Path], bool], overwrite: bool) -> N
 
 
 def run(command: click.Command) -> None:
-    """Run a command as a program: one line and exit code 2 for what a user can mend."""
+    """Run a command as a program: one line and exit code 2 for what a user can mend.
+
+    Of several processes that ``mlx.launch`` started one says it, and all end so.
+    """
+    try:
+        _run(command)
+    except SystemExit as stop:
+        distributed.leave(stop.code if isinstance(stop.code, int) else 0)
+        raise
+    except BaseException:
+        distributed.leave(1)
+        raise
+    distributed.leave(0)
+
+
+def _run(command: click.Command) -> None:
     try:
         _prepare_streams()
         # not command.main(): it answers an interruption with an empty line of its own
@@ -264,7 +280,8 @@ def _is_closed(number: int) -> bool:
 
 
 def _fail(message: str) -> None:
-    say_error(message)
+    if not distributed.fails(message):
+        say_error(message)
     sys.exit(2)
 
 

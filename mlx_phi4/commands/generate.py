@@ -11,7 +11,7 @@ import click
 
 from ..errors import Phi4Error
 from ..terminal import say, shown
-from . import cli
+from . import cli, ranks
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..generation.responses import GenerationResponse
@@ -32,7 +32,21 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 @click.option("--verbose", type=bool, is_flag=False, flag_value=True, hidden=True)  # mlx_lm's: --verbose False
 @click.option("--quiet", is_flag=True, help="No progress and no statistics.")
-def main(model, revision, prompt, images, audios, logit_bias, prompt_cache_file, as_json, quiet, verbose, **options):
+@ranks.parallel_option("tensor")
+def main(
+    model,
+    revision,
+    parallel,
+    prompt,
+    images,
+    audios,
+    logit_bias,
+    prompt_cache_file,
+    as_json,
+    quiet,
+    verbose,
+    **options,
+):
     """Answer a prompt about text, pictures and recordings with a Phi-4 model."""
     if prompt is None and not images and not audios:
         raise click.UsageError("Missing option '--prompt' (or --image, --audio).")
@@ -43,12 +57,12 @@ def main(model, revision, prompt, images, audios, logit_bias, prompt_cache_file,
     cache_file = cli.check_media([prompt_cache_file] if prompt_cache_file else [])
     options |= {"logit_bias": _biases(logit_bias), "stop": list(options["stop"])}
     cli.check_options(options)
+    ranks.check_input(prompt, *images)
     prompt = cli.read_prompt(prompt)
     from ..generation.generate import stream_generate
-    from ..loading import load
 
     images = [sys.stdin.buffer.read() if image == "-" else image for image in images]
-    model, processor = load(model, revision=revision, quiet=quiet)
+    model, processor = ranks.loaded(model, parallel, revision=revision, quiet=quiet)
     if cache_file:
         from ..generation.prompt_cache import PromptCache
 

@@ -4,8 +4,9 @@ import ipaddress
 
 import click
 
+from .. import distributed
 from ..errors import Phi4Error
-from . import cli
+from . import cli, ranks
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -29,9 +30,11 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 @click.option("--root-path", default="", help="Path under which a proxy shows the server.")
 @click.option("--reasoning-in-content", is_flag=True, help="Leave <think> blocks in the answers' text.")
 @click.option("--log-json", is_flag=True, help="Log lines as JSON.")
+@ranks.parallel_option("tensor")
 def main(
     model,
     revision,
+    parallel,
     host,
     port,
     log_json,
@@ -50,6 +53,11 @@ def main(
     """
     _check_positive(memory_limit=memory_limit, max_stall_ms=max_stall_ms, idle_unload=idle_unload)
     settings = _settings(host, max_rows, max_queue, **options)
+    here = distributed.join(parallel)
+    if here.size > 1 and idle_unload is not None:
+        raise Phi4Error("--idle-unload cannot be had where several ranks share a model")
+    if here.rank:
+        ranks.loaded(model, parallel, revision=revision, quiet=True, lazy=False)
     try:
         from ..server.guard import log_to_stderr
         from ..server.serve import Service, listen, serve
@@ -69,7 +77,7 @@ def main(
         memory = None if memory_limit is None else int(memory_limit * 1e9)
         limits = Limits(max_rows, memory, stall=None if max_stall_ms is None else max_stall_ms / 1000)
         reload = partial(load, model, revision=revision, lazy=False, quiet=True)
-        loaded = load(model, revision=revision, lazy=False)
+        loaded = ranks.loaded(model, parallel, revision=revision, lazy=False)
         return Engine(*loaded, limits, max_queue=max_queue, reload=reload, idle_unload=idle_unload)
 
     log_to_stderr(log_json)

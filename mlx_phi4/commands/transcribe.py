@@ -5,7 +5,7 @@ import click
 from ..errors import Phi4Error
 from ..transcription.tasks import TASKS
 from ..transcription.transcript import FORMATS
-from . import cli
+from . import cli, ranks
 
 
 class _Command(click.Command):
@@ -68,11 +68,14 @@ class _Command(click.Command):
 @click.option("--jobs", default=2, show_default=True, help="Files read at once, ahead of the model.")
 @click.option("--verbose", is_flag=True, help="Show the texts on standard error, too.")
 @click.option("--quiet", is_flag=True, help="Only errors on standard error.")
-def main(sources, temperatures, **options):
+@ranks.parallel_option("data", "tensor")
+def main(sources, temperatures, parallel, **options):
     """Transcribe or translate recordings, or ask about them, with Phi-4-multimodal."""
     from ..transcription.files import transcribe_files
 
-    summary = transcribe_files(sources, temperatures=_numbers(temperatures), **options)
+    temperatures = _numbers(temperatures)
+    ranks.prepare(options["model"], parallel, revision=options["revision"], quiet=options["quiet"])
+    summary = transcribe_files(sources, temperatures=temperatures, **options)
     if summary.failed:
         raise click.exceptions.Exit(1)
 

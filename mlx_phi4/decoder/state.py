@@ -6,7 +6,8 @@ beside the caches because cached keys are already rotated.
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +15,16 @@ import numpy as np
 from .adapters import Route
 from .kv_cache import CacheOptions, KVCache
 from .rope import LongRope
+
+
+class Mirror(Protocol):
+    """The same row on other ranks, which do what is done to this one."""
+
+    def fork(self, offset: int, other: "RowState") -> "Mirror":
+        """The row was forked at this offset; the other's mirror."""
+
+    def quantize(self, offset: int, options: CacheOptions) -> None:
+        """The row's caches are kept in fewer bits from now on."""
 
 
 @dataclass
@@ -30,6 +41,7 @@ class RowState:
     caches: list[KVCache] | None = None
     offset: int = 0
     digest: str | None = None
+    mirror: Mirror | None = field(default=None, compare=False, repr=False)
 
     def trimmable(self, count: int) -> bool:
         """Whether the last ``count`` tokens can be taken back."""
@@ -45,11 +57,14 @@ class RowState:
         """The same tokens for another row; memory is shared until one of the two goes on."""
         other = copy(self)
         other.caches = [cache.fork() for cache in self.caches]
+        other.mirror = None if self.mirror is None else self.mirror.fork(self.offset, other)
         return other
 
     def quantize(self, options: CacheOptions) -> None:
         """Keep what plain caches hold in fewer bits from now on."""
         self.caches = [cache.quantized(options) for cache in self.caches]
+        if self.mirror is not None:
+            self.mirror.quantize(self.offset, options)
 
     def arrays(self) -> list[mx.array]:
         """What has to be evaluated, and is kept."""

@@ -1,13 +1,16 @@
 """Right and wrong answers to questions about pictures, spoken questions and plain ones."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..arguments import kinds
 from ..arguments.names import takes
+from ..distributed import join
+from ..ranks.together import check_same
+from ..ranks.work import Lost, share_out
 from .manifest import read_questions
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
@@ -83,21 +86,26 @@ def evaluate_pictures(
     from ..loading import model_and_processor
 
     items = read_questions(manifest, limit)
-    model, processor = model_and_processor(model, processor)
+    ranks = join("data")
+    check_same(ranks, model)
+    model, processor = ranks.settle(lambda: model_and_processor(model, processor))
     if any(item.images or item.audios for item in items):
         processor.config.check_multimodal()
     scores = [AnswerScore(item.id, item.question, list(item.answers)) for item in items]
     began = time.perf_counter()
-    requests = [
-        (score, Request(item.question, list(item.images), list(item.audios), system))
-        for item, score in zip(items, scores, strict=True)
-    ]
-    answers = answer_each(model, processor, requests, rows=batch_size, max_tokens=max_tokens)
-    for done, (score, answer) in enumerate(answers, start=1):
-        if isinstance(answer, Exception):
-            score.error = str(answer)
+    requests = [Request(item.question, list(item.images), list(item.audios), system) for item in items]
+
+    def answer(order: Iterable[int]) -> Iterator[tuple[int, list]]:
+        asked = ((index, requests[index]) for index in order)
+        for index, found in answer_each(model, processor, asked, rows=batch_size, max_tokens=max_tokens):
+            yield index, [None, str(found)] if isinstance(found, Exception) else [found.text, None]
+
+    for done, (index, found) in enumerate(share_out(ranks, [1] * len(items), answer), start=1):
+        score, (text, error) = scores[index], [None, str(found)] if isinstance(found, Lost) else found
+        if error is not None:
+            score.error = error
         else:
-            score.answer = answer.text.strip()
+            score.answer = text.strip()
             score.correct = _plain(score.answer) in map(_plain, score.accepted)
         if progress is not None:
             progress(done, len(items))

@@ -1,7 +1,7 @@
 """Error rates of what the model hears in recordings whose words are known."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 from ..arguments import kinds
 from ..arguments.names import takes
 from ..config import WINDOW_SECONDS
+from ..distributed import join
 from ..errors import Phi4Error
+from ..ranks.together import check_same
+from ..ranks.work import Lost, share_out
 from .manifest import SpeechItem, read_speech
 from .word_errors import NORMALIZERS, Normalizer, error_rates
 
@@ -105,12 +108,16 @@ def evaluate_asr(
         for item, text in zip(items, references, strict=True)
     ]
     asked = [index for index, text in enumerate(references) if text]
-    loaded = model_and_processor(model, processor)
+    ranks = join("data")
+    check_same(ranks, model)
+    loaded = ranks.settle(lambda: model_and_processor(model, processor))
     began, hypotheses = time.perf_counter(), {}
-    for done, (number, heard) in enumerate(_transcribed(*loaded, [items[i] for i in asked], batch_size), start=1):
-        index, score = asked[number], files[asked[number]]
-        if isinstance(heard, str):
-            score.error = heard
+    sizes = [items[index].audio.stat().st_size if text else None for index, text in enumerate(references)]
+    results = share_out(ranks, sizes, lambda order: _transcribed(*loaded, items, batch_size, order))
+    for done, (index, heard) in enumerate(results, start=1):
+        score = files[index]
+        if isinstance(heard, (str, Lost)):
+            score.error = str(heard)
         else:
             score.hypothesis, score.seconds = heard
             hypotheses[index] = normalize(score.hypothesis, items[index].language)
@@ -137,7 +144,7 @@ def evaluate_asr(
 
 
 def _transcribed(
-    model: "Phi4", processor: "Processor", items: list[SpeechItem], batch_size: int
+    model: "Phi4", processor: "Processor", items: list[SpeechItem], batch_size: int, order: Iterable[int]
 ) -> Iterator[tuple[int, tuple[str, float] | str]]:
     """Each item's index with its text and seconds, or with a line that says why there is none."""
     from ..transcription.chunking import Failure, read_ahead
@@ -148,7 +155,7 @@ def _transcribed(
 
     options = DecodingOptions(batch_size=batch_size, temperatures=(0.0,))
     decoder = SegmentDecoder(model, processor, make_question("transcribe"), options)
-    with closing(read_ahead([partial(_read_chunk, item.audio) for item in items], jobs=2)) as chunks:
+    with closing(read_ahead([partial(_read_chunk, item.audio) for item in items], jobs=2, order=order)) as chunks:
         for index, found in decoder(chunks):
             path = items[index].audio
             if isinstance(found, Segment):

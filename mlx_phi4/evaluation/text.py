@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import kinds
 from ..arguments.names import takes
+from ..distributed import join
 from ..errors import Phi4Error
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
@@ -38,7 +39,7 @@ def evaluate_text(
     include_path: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Results of lm-eval-harness, as its ``simple_evaluate`` returns them.
+    """Results of lm-eval-harness, as its ``simple_evaluate`` returns them; empty on other ranks than 0, which help.
 
     Args:
         model: a folder or a hub id, or a loaded model with its ``processor``.
@@ -65,6 +66,9 @@ def evaluate_text(
     if unknown := [task for task in tasks if not manager.match_tasks([task])]:
         raise Phi4Error(f"lm-eval has no task called {', '.join(unknown)}; lm-eval ls tasks lists them")
     lm = Phi4LM(model, processor, batch_size=batch_size, max_length=max_length, seed=seed)
+    if join("data").rank:
+        lm.shared.serve()
+        return {}
     try:
         return lm_eval.simple_evaluate(
             lm,

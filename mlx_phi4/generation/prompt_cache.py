@@ -103,6 +103,7 @@ class PromptCache:
     def save(self, path: str | Path, model: Phi4) -> None:
         """Write to a safetensors file, beside its place and then renamed. Raises Phi4Error."""
         path = _checked(path)
+        _check_alone(model)
         with exclusive():
             if self.state is None:
                 raise Phi4Error("there is nothing in the prompt cache to save")
@@ -136,6 +137,7 @@ class PromptCache:
     def load(cls, path: str | Path, model: Phi4) -> "PromptCache":
         """Read a file that ``save`` wrote for this very model. Raises Phi4Error."""
         path = _checked(path)
+        _check_alone(model)
         if not path.is_file():
             raise Phi4Error(f"{path}: no such prompt-cache file")
         try:
@@ -263,6 +265,12 @@ def _checksum(described: str, arrays: dict[str, mx.array]) -> str:
         digest.update(f"{name}{array.dtype}{array.shape}".encode())
         digest.update(np.array(array.reshape(-1).view(mx.uint8)))
     return digest.hexdigest()
+
+
+def _check_alone(model: Phi4) -> None:
+    """Raises Phi4Error where this rank has the keys and values of some heads only."""
+    if model.sharding is not None:
+        raise Phi4Error("prompt-cache files hold all heads; they cannot be used where several ranks share a model")
 
 
 def _checked(path: str | Path) -> Path:

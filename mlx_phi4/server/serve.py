@@ -12,6 +12,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ..distributed import leave
 from ..errors import Phi4Error
 from .app import make_app
 from .engine import Engine
@@ -79,6 +80,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame) -> None:
         """The first signal begins to drain, the second ends the process."""
         if self.service.draining:
+            leave(128 + sig)
             os._exit(128 + sig)
         self.stop()
 
@@ -158,6 +160,7 @@ def serve(
         raise failed[0]
     sys.stdout.flush()
     if loading.is_alive():  # stopped before the model was there: native code is not to be pulled from under it
+        leave(0)
         os._exit(0)
 
 

@@ -1,7 +1,7 @@
 """From recordings to transcripts: what is asked, how recordings are cut, how pieces are decoded, in one object."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial as with_arguments
 from typing import TYPE_CHECKING, Any
@@ -79,6 +79,7 @@ class Transcriber:
         sources: Sequence[Any],
         *,
         jobs: int = 1,
+        order: Iterable[int] | None = None,
         progress: Callable[[int, float], None] = lambda index, seconds: None,
         heard: "Callable[[int, Segment], None] | None" = None,
         pool: "Callable[[], AnswerPool] | None" = None,
@@ -90,6 +91,7 @@ class Transcriber:
         Args:
             sources: as ``audio.reader.open_recording`` takes them.
             jobs: recordings that are read at once.
+            order: indices of the sources to be done, asked for one by one; None is all of them.
             progress: told a source's index and the seconds of it that are decoded.
             heard: told a source's index and each segment, in order.
             pool: see ``SegmentDecoder``.
@@ -101,7 +103,7 @@ class Transcriber:
         streams = [with_arguments(read_chunks, source, chunking) for source in sources]
         segments: dict[int, list[Segment]] = {}
         failed: set[int] = set()
-        with closing(read_ahead(streams, jobs, self.decoding.batch_size * WINDOW_SECONDS)) as chunks:
+        with closing(read_ahead(streams, jobs, self.decoding.batch_size * WINDOW_SECONDS, order)) as chunks:
             for index, item in decoder(chunks):
                 if index in failed:
                     continue  # the rest of a recording whose failure was told
