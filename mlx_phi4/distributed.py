@@ -7,8 +7,9 @@ has each of them a whole model and a part of the work.
 from importlib.metadata import version
 
 from .errors import Phi4Error
-from .ranks.meeting import Launch, join_first, launched, receive_all, report_failure
-from .ranks.star import Ranks
+from .ranks.meeting import Launch, NoAnswer, join_first, launched, receive_all, report_failure
+from .ranks.star import FAILED, Ranks
+from .terminal import say_error
 
 PARALLEL = ("tensor", "data", "none")
 
@@ -43,7 +44,12 @@ def _met(launch: Launch, mode: str) -> Ranks:
     if launch.rank == 0:
         ranks.connect(receive_all(launch, facts))
     else:
-        ranks.connect({0: join_first(launch, facts)})
+        try:
+            ranks.connect({0: join_first(launch, facts)})
+        except NoAnswer as error:  # one of those that wait for it says so
+            if launch.rank == 1:
+                say_error(error)
+            raise SystemExit(FAILED) from None
     return ranks
 
 

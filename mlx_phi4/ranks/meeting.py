@@ -19,7 +19,12 @@ from .channel import Broken, Connection, deadline
 
 SECONDS = "MLX_PHI4_MEETING_SECONDS"  # the environment may say how long to wait for the others
 USUAL_SECONDS = 60.0
+REPORTING = 3.0  # that a rank tries to tell why it failed
 GREETING = 5.0  # seconds that a connection may take to say who it is
+
+
+class NoAnswer(Phi4Error):
+    """Rank 0 is not there to say what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -152,11 +157,16 @@ def _admitted(connection: Connection, token: str, found: dict) -> int | None:
 
 
 def report_failure(launch: Launch, line: str) -> None:
-    """Tell rank 0, if it listens, why this rank will not come."""
-    with suppress(OSError, Broken):
-        connection = Connection(socket.create_connection(launch.address, timeout=GREETING))
-        connection.send({"rank": launch.rank, "failed": line})
-        connection.close()
+    """Tell rank 0 why this rank will not come. It may have failed, too, and not listen: then nobody is told."""
+    left = deadline(REPORTING)
+    while left():
+        try:
+            connection = Connection(socket.create_connection(launch.address, timeout=GREETING))
+            connection.send({"rank": launch.rank, "failed": line})
+            connection.close()
+            return
+        except (OSError, Broken):
+            time.sleep(0.1)
 
 
 def join_first(launch: Launch, facts: dict, seconds: float | None = None) -> Connection:
@@ -181,5 +191,5 @@ def join_first(launch: Launch, facts: dict, seconds: float | None = None) -> Con
             return staying
         except (OSError, Broken, KeyError):
             if not left():
-                raise Phi4Error(f"{launch.name(0)} does not answer on port {port}") from None
+                raise NoAnswer(f"{launch.name(0)} does not answer on port {port}") from None
             time.sleep(0.1)
