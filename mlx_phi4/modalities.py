@@ -22,7 +22,7 @@ from .vision.encoder import VisionEncoder
 from .vision.preprocess import Picture, prepare_picture
 from .vision.projector import VisionProjector
 
-Slices = Generator[None, None, mx.array]
+Slices = Generator[Any, None, mx.array]
 BASE = "base"  # names no adapter, where a request names its own
 
 
@@ -63,7 +63,10 @@ class Modality:
         held: whether a checkpoint of this configuration has this modality.
         modules: configuration -> the model's modules by name.
         encode: (model, item, projector) -> a generator that pauses between slices of work, lest others wait, and
-            returns embeddings (tokens, D).
+            returns embeddings (tokens, D). A pause gives the arrays to be computed by then, or None.
+        features: (model, item) -> the encoder's part of ``encode``, for training: its features, arrays or a list of
+            them, are kept while the encoder does not change. None: all of it is the projector's.
+        project: (model, features, item, projector) -> embeddings (tokens, D), the rest of ``encode``.
         projectors: label of another modality in the same request, or ``""`` for none of them -> projector.
         adapter: the LoRA of requests with such media; of several modalities the first in the table decides.
     """
@@ -82,6 +85,8 @@ class Modality:
     encode: Callable[[nn.Module, Any, str], Slices]
     projectors: Mapping[str, str] = field(default_factory=lambda: {"": "own"})
     adapter: str | None = None
+    features: Callable[[nn.Module, Any], Generator] | None = None
+    project: Callable[[nn.Module, Any, Any, str], mx.array] | None = None
 
     def projector(self, mode: str) -> str:
         """The projector of such a medium in a request of this mode."""
@@ -96,9 +101,13 @@ def _vision_modules(config: Config) -> dict[str, nn.Module]:
     }
 
 
+def _project_picture(model: nn.Module, features: list[mx.array], item: Picture, projector: str) -> mx.array:
+    return model.vision_projector(features, item)
+
+
 def _encode_picture(model: nn.Module, item: Picture, projector: str) -> Slices:
     features = yield from model.vision_encoder.slices(item)
-    return model.vision_projector(features, item)
+    return _project_picture(model, features, item, projector)
 
 
 def _audio_modules(config: Config) -> dict[str, nn.Module | dict[str, nn.Module]]:
@@ -109,9 +118,13 @@ def _audio_modules(config: Config) -> dict[str, nn.Module | dict[str, nn.Module]
     }
 
 
+def _project_clip(model: nn.Module, frames: mx.array, item: Clip, projector: str) -> mx.array:
+    return model.audio_projectors[projector](frames)
+
+
 def _encode_clip(model: nn.Module, item: Clip, projector: str) -> Slices:
     frames = yield from model.audio_encoder.slices(item.features)
-    return model.audio_projectors[projector](frames)
+    return _project_clip(model, frames, item, projector)
 
 
 # In order of precedence: with pictures and sound the vision adapter serves both, and sound passes the vision projector.
@@ -132,6 +145,8 @@ MODALITIES: dict[str, Modality] = {
         encode=_encode_picture,
         projectors={"": "picture"},
         adapter="vision",
+        features=lambda model, item: model.vision_encoder.slices(item),
+        project=_project_picture,
     ),
     "audio": Modality(
         kind="audio",
@@ -148,6 +163,8 @@ MODALITIES: dict[str, Modality] = {
         encode=_encode_clip,
         projectors={"": "speech", "vision": "vision"},
         adapter="speech",
+        features=lambda model, item: model.audio_encoder.slices(item.features),
+        project=_project_clip,
     ),
 }
 

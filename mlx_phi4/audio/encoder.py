@@ -187,8 +187,8 @@ class AudioEncoder(nn.Module):
         """features (T, 80) -> (ceil(T / 8), D)."""
         return finished(self.slices(features))
 
-    def slices(self, features: np.ndarray) -> Generator[None, None, mx.array]:
-        """As ``__call__``, with a pause after every window."""
+    def slices(self, features: np.ndarray) -> Generator[mx.array, None, mx.array]:
+        """As ``__call__``, with a pause after every window that gives its frames."""
         total = -(-len(features) // TIME_REDUCTION)
         # one window for a short clip; windows of a long clip all have full size
         size = min(total, WINDOW)
@@ -201,9 +201,8 @@ class AudioEncoder(nn.Module):
             x = mx.pad(x, [(0, 0), (0, size - frames), (0, 0)])
             for block in self.encoders:
                 x = block(x, bias)
-            mx.eval(x)
             windows.append(x[0, :frames])
-            yield
+            yield x
         return mx.concatenate(windows)
 
     def _subsample(self, features: np.ndarray, start: int, stop: int) -> mx.array:

@@ -206,7 +206,7 @@ class Sequence:
             self._encoding = first, item, model.embed_slices(item, self.row.mode)
         first, item, slices = self._encoding
         try:
-            next(slices)
+            mx.eval(next(slices))
         except StopIteration as end:
             mx.eval(end.value)
             if len(end.value) != item.tokens:

@@ -91,8 +91,8 @@ class VisionEncoder(nn.Module):
         """Features of every view, the global view first: (cell rows, cell columns, D) each."""
         return finished(self.slices(picture))
 
-    def slices(self, picture: Picture) -> Generator[None, None, list[mx.array]]:
-        """As ``__call__``, with a pause after every few views.
+    def slices(self, picture: Picture) -> Generator[mx.array, None, list[mx.array]]:
+        """As ``__call__``, with a pause after every few views that gives their features.
 
         Only the patches that reach a kept cell are computed: padding beyond them is masked as a
         key and pooled into nothing. Views of one shape go through together, a few at a time.
@@ -104,10 +104,9 @@ class VisionEncoder(nn.Module):
             for start in range(0, len(views), VIEWS_AT_ONCE):
                 some = views[start : start + VIEWS_AT_ONCE]
                 pooled = self.encode(picture.pixels(some), kept)
-                mx.eval(pooled)
                 for i, view in enumerate(some):
                     features[view] = pooled[i]
-                yield
+                yield pooled
         return features
 
     def encode(self, pixels: np.ndarray, kept: tuple[int, int]) -> mx.array:
