@@ -90,7 +90,7 @@ def load(
         if not lazy:
             mx.eval(model.parameters())
     wire_memory()
-    return model, Processor(checkpoint.config, tokenizer)
+    return model, Processor(checkpoint.config, tokenizer, model.adapters)
 
 
 def model_and_processor(

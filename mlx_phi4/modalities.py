@@ -17,13 +17,13 @@ from .audio.encoder import AudioEncoder
 from .audio.preprocess import Clip, prepare_clip
 from .audio.projector import AudioProjector
 from .config import Config
+from .decoder.adapter_set import BASE
 from .errors import Phi4Error, PromptError
 from .vision.encoder import VisionEncoder
 from .vision.preprocess import Picture, prepare_picture
 from .vision.projector import VisionProjector
 
 Slices = Generator[Any, None, mx.array]
-BASE = "base"  # names no adapter, where a request names its own
 
 
 class Mode(StrEnum):
@@ -66,7 +66,8 @@ class Modality:
             returns embeddings (tokens, D). A pause gives the arrays to be computed by then, or None.
         features: (model, item) -> the encoder's part of ``encode``, for training: its features, arrays or a list of
             them, are kept while the encoder does not change. None: all of it is the projector's.
-        project: (model, features, item, projector) -> embeddings (tokens, D), the rest of ``encode``.
+        project: (model, features, outline, projector) -> embeddings (tokens, D), the rest of ``encode``.
+        outline: a prepared medium -> what ``project`` asks of it beside its features, without its content.
         projectors: label of another modality in the same request, or ``""`` for none of them -> projector.
         adapter: the LoRA of requests with such media; of several modalities the first in the table decides.
     """
@@ -87,6 +88,7 @@ class Modality:
     adapter: str | None = None
     features: Callable[[nn.Module, Any], Generator] | None = None
     project: Callable[[nn.Module, Any, Any, str], mx.array] | None = None
+    outline: Callable[[Any], Any] = field(default=lambda item: None)
 
     def projector(self, mode: str) -> str:
         """The projector of such a medium in a request of this mode."""
@@ -101,13 +103,9 @@ def _vision_modules(config: Config) -> dict[str, nn.Module]:
     }
 
 
-def _project_picture(model: nn.Module, features: list[mx.array], item: Picture, projector: str) -> mx.array:
-    return model.vision_projector(features, item)
-
-
 def _encode_picture(model: nn.Module, item: Picture, projector: str) -> Slices:
     features = yield from model.vision_encoder.slices(item)
-    return _project_picture(model, features, item, projector)
+    return model.vision_projector(features, item)
 
 
 def _audio_modules(config: Config) -> dict[str, nn.Module | dict[str, nn.Module]]:
@@ -118,13 +116,9 @@ def _audio_modules(config: Config) -> dict[str, nn.Module | dict[str, nn.Module]
     }
 
 
-def _project_clip(model: nn.Module, frames: mx.array, item: Clip, projector: str) -> mx.array:
-    return model.audio_projectors[projector](frames)
-
-
 def _encode_clip(model: nn.Module, item: Clip, projector: str) -> Slices:
     frames = yield from model.audio_encoder.slices(item.features)
-    return _project_clip(model, frames, item, projector)
+    return model.audio_projectors[projector](frames)
 
 
 # In order of precedence: with pictures and sound the vision adapter serves both, and sound passes the vision projector.
@@ -146,7 +140,8 @@ MODALITIES: dict[str, Modality] = {
         projectors={"": "picture"},
         adapter="vision",
         features=lambda model, item: model.vision_encoder.slices(item),
-        project=_project_picture,
+        project=lambda model, features, outline, projector: model.vision_projector(features, outline),
+        outline=lambda picture: picture.outline,
     ),
     "audio": Modality(
         kind="audio",
@@ -164,7 +159,7 @@ MODALITIES: dict[str, Modality] = {
         projectors={"": "speech", "vision": "vision"},
         adapter="speech",
         features=lambda model, item: model.audio_encoder.slices(item.features),
-        project=_project_clip,
+        project=lambda model, frames, outline, projector: model.audio_projectors[projector](frames),
     ),
 }
 

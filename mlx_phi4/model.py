@@ -1,18 +1,24 @@
 """Phi-4: encoders, merge and decoder. A text-only model is the same class without encoders."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from .arguments import kinds
 from .arguments.kinds import of_class
 from .arguments.names import takes
+from .checkpoint.adapter_files import read_adapter
 from .config import Config
+from .decoder.adapter_set import AdapterSet
+from .decoder.adapters import Adapter
 from .decoder.decoder import Decoder
 from .decoder.state import RowState, Run
 from .device import enter_thread, exclusive, finished
+from .errors import CheckpointError
 from .inputs.processor import Inputs, Row
 from .modalities import MODALITIES, Medium, Slices, modality_of
 
@@ -35,12 +41,18 @@ class Phi4(nn.Module):
             for name, module in made.items():
                 setattr(self, name, module)
         self._ready: set[str | None] = set()  # parts whose weights are read and computed
+        self.adapters = AdapterSet(self)
 
     def __repr__(self):
         held = [kind for kind, each in MODALITIES.items() if each.held(self.config)]
         count = sum(array.size for _, array in tree_flatten(self.parameters()))
         layers, width = self.config.decoder.num_hidden_layers, self.config.decoder.hidden_size
         return f"Phi4({', '.join(['text', *held])}; {layers} layers of {width}, arrays of {count / 1e6:.1f} M numbers)"
+
+    @property
+    def modules_of(self) -> dict[str, list[str]]:
+        """Names of the encoders' and projectors' modules by kind of medium."""
+        return self._modules_of
 
     @takes(inputs=of_class("Inputs", "the Inputs that a processor makes"))
     def __call__(self, inputs: Inputs) -> mx.array:
@@ -61,10 +73,44 @@ class Phi4(nn.Module):
             position += run.count
         return mx.stack(found)
 
+    @takes(name=kinds.text, bits=kinds.integer(among=(4, 8)) | None, train=kinds.flag)
+    def add_adapter(
+        self, name: str, adapter: Adapter | str | Path, *, bits: int | None = None, train: bool = False
+    ) -> None:
+        """Add an adapter at run time: requests name it, all others get the bits that they got before.
+
+        Args:
+            name: what requests call it; not one that is there already.
+            adapter: a folder of peft's or mlx-lm's, names joined by ``+`` for the sum of adapters that are there (as
+                "vision+mine"), or an ``Adapter``.
+            bits: 8 or 4 packs it, as the converter does with a model's own.
+            train: keep it as it is, to be trained and had back by ``adapters.get_adapter``.
+
+        Raises:
+            Phi4Error: the name is taken, the folder is missing or damaged, or it does not fit this model; in one line.
+        """
+        with exclusive():
+            if isinstance(adapter, str) and "+" in adapter and not Path(adapter).exists():
+                self.adapters.compose(name, adapter.split("+"))
+                return
+            where = "" if isinstance(adapter, Adapter) else f"{adapter}: "
+            self.adapters.check_free(name)
+            read = adapter if isinstance(adapter, Adapter) else read_adapter(adapter, self.config.decoder)
+            try:
+                self.adapters.add(name, read, bits=bits, train=train)
+            except CheckpointError as error:
+                raise CheckpointError(f"{where}{error}") from None
+
+    @takes(name=kinds.text)
+    def remove_adapter(self, name: str) -> None:
+        """Remove one that was added. Raises Phi4Error for any other, and while a row uses it."""
+        with exclusive():
+            self.adapters.remove(name)
+
     def forward(self, h: mx.array, runs: list[Run]) -> mx.array | None:
         """Embeddings (1, T, D) of the runs' tokens -> logits (1, A, V) of the asked ones, or None; states move on."""
         self.read({run.state.adapter for run in runs})
-        hidden = self.model(h, runs)
+        hidden = self.model(h, runs, self.adapters.composed)
         return None if hidden is None else self.logits(hidden)
 
     def logits(self, h: mx.array) -> mx.array:
@@ -105,7 +151,7 @@ class Phi4(nn.Module):
     def new_state(self, row: Row, caches: list | None = None, *, long: bool = False) -> RowState:
         """A fresh state for a row. Its RoPE regime follows from its length; ``long`` makes it the long one anyway."""
         original = self.config.decoder.rope.original_max_position_embeddings
-        return RowState(row.adapter, long or len(row.ids) > original, caches)
+        return RowState(row.adapter, long or len(row.ids) > original, caches, digest=self.adapters.digest(row.adapter))
 
     def read(self, parts: Sequence[str | None]) -> None:
         """Have the weights of parts in memory: the decoder (None), its adapters by name, "media" and a kind's modules.
@@ -113,11 +159,11 @@ class Phi4(nn.Module):
         They are computed once, by whichever thread comes first: a lazy array must not be computed by two at once.
         """
         enter_thread()
-        for part in set(parts) - self._ready:
+        for part in {part for name in parts for part in self.adapters.get(name, (name,))} - self._ready:
             with exclusive():
                 for module in self._modules(part):
                     weights = tree_flatten(module.parameters())
-                    if part in self.config.adapters:
+                    if part in self.adapters:
                         weights = [(name, w) for name, w in weights if f".lora.{part}." in name]
                     elif part is None:
                         weights = [(name, w) for name, w in weights if ".lora." not in name]

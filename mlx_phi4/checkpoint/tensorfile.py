@@ -121,6 +121,12 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return {tensor.name: tensor for tensor in found}
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The strings that a file says of itself, of one whose header was read before."""
+    with path.open("rb") as file:
+        return parse_object(file.read(int.from_bytes(file.read(8), "little")).decode("utf-8")).get("__metadata__") or {}
+
+
 def _stored(path: Path, name: str, entry, data: int) -> StoredTensor:
     """One entry of a header whose data begin at byte ``data``. Raises ValueError."""
     if not isinstance(entry, dict):

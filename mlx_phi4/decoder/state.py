@@ -4,6 +4,7 @@ Layers take both as arguments and the model keeps nothing of them, so no request
 beside the caches because cached keys are already rotated.
 """
 
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 
@@ -20,13 +21,15 @@ class RowState:
     """One sequence in the decoder.
 
     ``adapter`` is the one that its tokens pass, ``long`` says which RoPE table turns them, ``caches`` holds one
-    key/value cache per layer (empty: nothing is kept) and ``offset`` counts the tokens seen.
+    key/value cache per layer (empty: nothing is kept) and ``offset`` counts the tokens seen. ``digest`` tells an
+    adapter that was added from another one of the same name, see ``AdapterSet.digest``.
     """
 
     adapter: str | None = None
     long: bool = False
     caches: list[KVCache] | None = None
     offset: int = 0
+    digest: str | None = None
 
     def trimmable(self, count: int) -> bool:
         """Whether the last ``count`` tokens can be taken back."""
@@ -74,11 +77,17 @@ class Step:
     ``asked_route`` and ``asked`` tell which tokens are computed: indices (A,), or None for all of them.
     """
 
-    def __init__(self, runs: list[Run], rope: LongRope, dtype: mx.Dtype):
+    def __init__(
+        self,
+        runs: list[Run],
+        rope: LongRope,
+        dtype: mx.Dtype,
+        composed: Mapping[str, tuple[str, ...]] | None = None,
+    ):
         """Describe the runs and move their rows past them."""
         self.runs = runs
         self.rotation = rope.rotation([(run.state.offset, run.count, run.state.long) for run in runs], dtype)
-        self.route = Route.of([(run.state.adapter, run.count) for run in runs])
+        self.route = Route.of([(run.state.adapter, run.count) for run in runs], composed)
         self.masks = [_mask(run) for run in runs]
         self.asked: mx.array | None = None
         self.asked_route = self.route
@@ -86,7 +95,7 @@ class Step:
             ends = np.cumsum([run.count for run in runs])
             places = [np.arange(end - run.asked, end) for end, run in zip(ends.tolist(), runs, strict=True)]
             self.asked = mx.array(np.concatenate(places).astype(np.int32))
-            self.asked_route = Route.of([(run.state.adapter, run.asked) for run in runs])
+            self.asked_route = Route.of([(run.state.adapter, run.asked) for run in runs], composed)
         for run in runs:
             run.state.offset += run.count
 

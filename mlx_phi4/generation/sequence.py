@@ -93,7 +93,7 @@ class Sequence:
         """Refuse what this model cannot compute. Raises Phi4Error."""
         decoder, length = model.config.decoder, len(self.row.ids)
         self.options.kv.check(decoder.head_dim)
-        if self.row.adapter is not None and self.row.adapter not in model.config.adapters:
+        if self.row.adapter is not None and self.row.adapter not in model.adapters:
             raise PromptError(f"this model has no adapter {self.row.adapter!r}")
         if not length:
             raise PromptError("the prompt is empty")
@@ -169,7 +169,7 @@ class Sequence:
     def change_regime(self, model: Phi4) -> None:
         """Drop the keys rotated by the short table; all tokens so far are to be prefilled with the long one."""
         caches = self.options.kv.make(len(model.model.layers))
-        self.state, self.pending = RowState(self.row.adapter, True, caches), None
+        self.state, self.pending = model.new_state(self.row, caches, long=True), None
 
     def piece(self) -> Run:
         """The next tokens to prefill: the same ones whatever else is in the batch."""

@@ -1,7 +1,7 @@
 """From requests to rows of ids and media, and to ``Inputs``, a batch of them."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from numbers import Real
@@ -136,9 +136,10 @@ class Processor:
         config=kinds.of_class("Config", "a Config, which load reads"),
         tokenizer=kinds.of_class("Tokenizer", "a Tokenizer, which load reads"),
     )
-    def __init__(self, config: Config, tokenizer: Tokenizer):
+    def __init__(self, config: Config, tokenizer: Tokenizer, adapters: Collection[str] | None = None):
         self.config = config
         self.tokenizer = tokenizer
+        self.adapters = config.adapters if adapters is None else adapters  # of the model, also those added later
 
     def __repr__(self):
         kinds_held = [kind for kind, each in MODALITIES.items() if each.held(self.config)]
@@ -214,7 +215,7 @@ class Processor:
         if absent := [kind for kind in held if kind not in self.tokenizer.placeholders]:
             raise PromptError(f"this model's tokenizer has no placeholder token for {absent[0]}")
         mode = mode_of(held)
-        adapter = chosen_adapter(request.adapter, mode, self.config.adapters)
+        adapter = chosen_adapter(request.adapter, mode, self.adapters)
         prepared = {
             kind: iter([_prepared(kind, index, source) for index, source in enumerate(media)])
             for kind, media in prompt.media.items()

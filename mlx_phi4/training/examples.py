@@ -4,13 +4,14 @@ What is learnt is told by the prompt builder, which knows where the assistant's 
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from ..errors import Phi4Error
 from ..inputs.processor import Processor, Row
 from ..inputs.tokenizer import END_OF_TEXT
-from ..modalities import adapter_of
+from ..modalities import Medium, adapter_of, modality_of
 from .lines import Line, Preference
 
 TEXT = "text"  # the slot of rows without media
@@ -18,10 +19,12 @@ TEXT = "text"  # the slot of rows without media
 
 @dataclass(frozen=True)
 class Place:
-    """Where a medium stands in a row, in its place in memory: ``tokens`` and ``key`` as of a ``Medium``."""
+    """A medium without its content: ``tokens`` and ``key`` as of a ``Medium``, and what its projector asks of it."""
 
+    kind: str
     tokens: int
     key: str
+    outline: Any
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,15 @@ def make_example(line: Line, processor: Processor, longest: int) -> Example:
     last = int(learnt[-1])
     if last > longest:
         raise TooLong(f"{line.where}: its answer ends at token {last + 1}, beyond max_seq_length {longest}")
-    places = tuple((first, Place(item.tokens, item.key)) for first, item in row.media if first < last)
+    places = tuple((first, _place(item)) for first, item in row.media if first < last)
     slot = slot_of(line, row.mode)
     row = replace(row, ids=tuple(ids[:last].tolist()), media=places, adapter=slot)
     return Example(line, row, (learnt - 1).astype(np.int32), ids[learnt], slot)
+
+
+def _place(item: Medium) -> Place:
+    modality = modality_of(item)
+    return Place(modality.kind, item.tokens, item.key, modality.outline(item))
 
 
 def make_pair(pair: Preference, number: int, processor: Processor, longest: int) -> tuple[Example, Example]:

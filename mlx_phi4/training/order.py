@@ -1,4 +1,4 @@
-"""Which examples an iteration sees: a function of the seed and its number alone, so that a resumed run sees the same."""
+"""Which examples an iteration sees: it follows from the seed and its number, so that a resumed run sees the same."""
 
 import numpy as np
 
