@@ -98,7 +98,7 @@ def evaluate_pictures(
             score.error = str(answer)
         else:
             score.answer = answer.text.strip()
-            score.correct = _plain(score.answer) in map(_plain, score.accepted)
+            score.correct = any(same_answer(score.answer, accepted) for accepted in score.accepted)
         if progress is not None:
             progress(done, len(items))
     correct, answered = sum(score.correct for score in scores), sum(score.error is None for score in scores)
@@ -110,6 +110,11 @@ def evaluate_pictures(
         wall_seconds=round(time.perf_counter() - began, 3),
         items=scores,
     )
+
+
+def same_answer(answer: str, accepted: str) -> bool:
+    """Whether two answers are equal but for case, outer white space and a last period."""
+    return _plain(answer) == _plain(accepted)
 
 
 def _plain(answer: str) -> str:

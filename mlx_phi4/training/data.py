@@ -1,8 +1,9 @@
 """Data sets of examples: a folder of JSON lines, one such file, or a data set of the hub."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,7 @@ def load_data(
     longest: int = 2048,
     refuse_long: bool = False,
     held_out: float = 0.05,
+    mask_prompt: bool = True,
     seed: int = 0,
 ) -> Data:
     """Read and check everything, media included.
@@ -76,6 +78,7 @@ def load_data(
             that stands for train.jsonl; or a data set of the hub.
         longest: tokens of a row.
         refuse_long: raise for an answer that does not fit, instead of leaving the line out.
+        mask_prompt: only the assistant's turns are targets, else prompts, too.
         held_out: the share of train.jsonl that serves where there is no valid.jsonl; 0 for none.
         seed: which examples these are.
 
@@ -88,7 +91,8 @@ def load_data(
     sets = {name: DataSet(name) for name in SETS}
     kinds: dict[type, str] = {}
     for name, found in lines.items():
-        _fill(sets[name], found, processor, longest, refuse_long, kinds)
+        make = partial(make_example, processor=processor, longest=longest, mask_prompt=mask_prompt)
+        _fill(sets[name], found, make, refuse_long, kinds)
         if not sets[name].examples:
             why = f"all of its {len(sets[name].skipped)} lines are too long" if sets[name].skipped else "is empty"
             raise Phi4Error(f"{source}: {name}.jsonl {why}")
@@ -99,17 +103,14 @@ def load_data(
     return data
 
 
-def _fill(part: DataSet, lines: Iterator, processor: Processor, longest: int, refuse: bool, kinds: dict) -> None:
+def _fill(part: DataSet, lines: Iterator, make: Callable[[Line], Example], refuse: bool, kinds: dict) -> None:
     digest, number = hashlib.sha256(), 0
     for line in lines:
         kinds.setdefault(type(line), _where(line))
         if len(kinds) > 1:
             raise Phi4Error(f"{_where(line)}: preferences and plain answers are not learnt together")
         try:
-            if isinstance(line, Preference):
-                found = make_pair(line, number, processor, longest)
-            else:
-                found = (make_example(line, processor, longest),)
+            found = make_pair(line, number, make) if isinstance(line, Preference) else (make(line),)
         except TooLong as error:
             if refuse:
                 raise

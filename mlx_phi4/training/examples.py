@@ -3,6 +3,7 @@
 What is learnt is told by the prompt builder, which knows where the assistant's turns stand; nothing is tokenized twice.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,8 +63,11 @@ def slot_of(line: Line, mode: str) -> str:
     return line.adapter or adapter_of(mode) or (TEXT if mode == TEXT else mode.split("-")[0])
 
 
-def make_example(line: Line, processor: Processor, longest: int) -> Example:
-    """A line as a row. Raises Phi4Error with the line; ``TooLong`` if more than ``longest`` tokens are needed."""
+def make_example(line: Line, processor: Processor, longest: int, mask_prompt: bool = True) -> Example:
+    """A line as a row; without ``mask_prompt`` all but media is learnt.
+
+    Raises Phi4Error with the line; ``TooLong`` if more than ``longest`` tokens are needed.
+    """
     try:
         row, spans = processor.conversation(line.request)
     except Phi4Error as error:
@@ -78,6 +82,9 @@ def make_example(line: Line, processor: Processor, longest: int) -> Example:
     else:
         kept = [span for turn, span in enumerate(spans) if turn not in line.unlearnt]
         learnt = np.concatenate([np.arange(*span) for span in kept])
+        if not mask_prompt:
+            media = [np.arange(first, first + item.tokens) for first, item in row.media]
+            learnt = np.setdiff1d(np.arange(1, len(ids)), np.concatenate([[], *media]))
     if not len(learnt):
         raise Phi4Error(f"{line.where}: holds no token to learn")
     last = int(learnt[-1])
@@ -94,12 +101,12 @@ def _place(item: Medium) -> Place:
     return Place(modality.kind, item.tokens, item.key, modality.outline(item))
 
 
-def make_pair(pair: Preference, number: int, processor: Processor, longest: int) -> tuple[Example, Example]:
+def make_pair(pair: Preference, number: int, make: Callable[[Line], Example]) -> tuple[Example, Example]:
     """Both answers of a preference, only the last turn of each learnt. Raises as ``make_example``."""
     made = []
     for line in (pair.chosen, pair.rejected):
         turns = sum(message.get("role") == "assistant" for message in line.request.prompt)
-        made.append(make_example(replace(line, unlearnt=frozenset(range(turns - 1))), processor, longest))
+        made.append(make(replace(line, unlearnt=frozenset(range(turns - 1)))))
     chosen, rejected = made
     if chosen.row.ids == rejected.row.ids and np.array_equal(chosen.targets, rejected.targets):
         raise Phi4Error(f"{pair.chosen.where}: chosen and rejected are the same answer")

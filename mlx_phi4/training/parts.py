@@ -19,7 +19,8 @@ from ..modalities import MODALITIES
 from ..model import Phi4
 from .dense import make_dense, plain_weight
 
-TRAINED = "trained."  # before the slot, in a trained adapter's name
+TRAINED = "trained-"  # before the slot, in a trained adapter's name
+USUAL_SCALE, USUAL_ALPHA = 16.0, 64.0
 FINE_TUNE_TYPES = ("lora", "dora")
 
 
@@ -30,8 +31,10 @@ class LoraOptions:
     Args:
         kind: lora or dora.
         rank: of every linear.
-        scale: of what it adds; None is ``alpha / rank``, or ``alpha / sqrt(rank)`` of rsLoRA.
-        alpha: None is twice the rank, as published.
+        scale: of what it adds; None is ``alpha / rank``, of rsLoRA ``alpha / sqrt(rank)``, and without alpha 16: near
+            mlx_lm.lora's 20, and a power of two costs nothing to serve. A rate of learning goes with it: of two scales
+            the smaller one needs the higher rate. The published adapters have 2.
+        alpha: see ``scale``; 64 where rslora is asked for and it is not given.
         rslora: see ``scale``.
         num_layers: the last so many layers; -1 for all.
         keys: linears of a layer, None for all four.
@@ -56,7 +59,9 @@ class LoraOptions:
         """What the product of the two matrices is multiplied by."""
         if self.scale is not None:
             return self.scale
-        alpha = 2.0 * self.rank if self.alpha is None else self.alpha
+        if self.alpha is None and not self.rslora:
+            return USUAL_SCALE
+        alpha = USUAL_ALPHA if self.alpha is None else self.alpha
         return alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def paths(self, model: Phi4) -> list[str]:
@@ -93,6 +98,11 @@ class Parts:
         """The trained parameters by path, in float32: what an optimizer changes."""
         found = dict(tree_flatten(model.parameters()))
         return {name: found[name].astype(mx.float32) for name in self.names}
+
+
+def module_arrays(model: Phi4, name: str) -> dict[str, mx.array]:
+    """The parameters of an encoder or a projector by their paths in the model."""
+    return {path: array for path, array in tree_flatten(model.parameters()) if path.startswith(f"{name}.")}
 
 
 def place(model: nn.Module, parameters: dict[str, mx.array]) -> None:
