@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from .arguments import kinds
 from .arguments.kinds import of_class
 from .arguments.names import takes
-from .checkpoint.adapter_files import read_adapter
+from .checkpoint.adapter_files import is_sum, read_adapter
 from .config import Config
 from .decoder.adapter_set import AdapterSet
 from .decoder.adapters import Adapter
@@ -90,8 +90,8 @@ class Phi4(nn.Module):
             Phi4Error: the name is taken, the folder is missing or damaged, or it does not fit this model; in one line.
         """
         with exclusive():
-            if isinstance(adapter, str) and "+" in adapter and not Path(adapter).exists():
-                self.adapters.compose(name, adapter.split("+"))
+            if not isinstance(adapter, Adapter) and is_sum(adapter):
+                self.adapters.compose(name, str(adapter).split("+"))
                 return
             where = "" if isinstance(adapter, Adapter) else f"{adapter}: "
             self.adapters.check_free(name)

@@ -10,6 +10,7 @@ import click
 from ..evaluation.speed import MODES
 from ..terminal import say
 from . import cli
+from .adapters import adapter_options, check_adapters
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..evaluation.speed import Measured
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 
 @cli.command("mlx_phi4.benchmark")
 @cli.model_option(required=True)
+@adapter_options
 @click.option("--mode", type=click.Choice([*MODES, "all"]), default="all", show_default=True, help="What to measure.")
 @click.option("--prompt-tokens", default=512, show_default=True, help="Tokens of the prompt, media included.")
 @click.option("--generation-tokens", default=128, show_default=True, help="Tokens of the answer.")
@@ -26,17 +28,18 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 @cli.engine_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-def main(model, revision, as_json, quiet, **options):
+def main(model, revision, adapters, as_json, quiet, **options):
     """Measure how fast a model answers here, in each mode. The prompts are random tokens."""
     for kind in ("image", "audio"):
         if options[kind] is not None:
             (options[kind],) = cli.check_media([options[kind]])
+    check_adapters(adapters, options["adapter"], quiet)
     if not quiet:
         say(f"Loading {model} ...")
     from ..evaluation.speed import benchmark, machine
     from ..loading import load
 
-    found = benchmark(*load(model, revision=revision, quiet=quiet), quiet=quiet, **options)
+    found = benchmark(*load(model, revision=revision, adapters=adapters, quiet=quiet), quiet=quiet, **options)
     where = machine()
     if as_json:
         asked = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}

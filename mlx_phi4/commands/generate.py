@@ -12,6 +12,7 @@ import click
 from ..errors import Phi4Error
 from ..terminal import say, shown
 from . import cli
+from .adapters import adapter_options, check_adapters
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..generation.responses import GenerationResponse
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 
 @cli.command("mlx_phi4.generate")
 @cli.model_option()
+@adapter_options
 @click.option("--prompt", "-p", help="The user's turn; '-' reads standard input.")
 @click.option("--system", "--system-prompt", help="A system message in front.")
 @click.option("--image", "images", multiple=True, help="A picture's path, '-' for standard input; repeatable.")
@@ -32,7 +34,9 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 @click.option("--verbose", type=bool, is_flag=False, flag_value=True, hidden=True)  # mlx_lm's: --verbose False
 @click.option("--quiet", is_flag=True, help="No progress and no statistics.")
-def main(model, revision, prompt, images, audios, logit_bias, prompt_cache_file, as_json, quiet, verbose, **options):
+def main(
+    model, revision, adapters, prompt, images, audios, logit_bias, prompt_cache_file, as_json, quiet, verbose, **options
+):
     """Answer a prompt about text, pictures and recordings with a Phi-4 model."""
     if prompt is None and not images and not audios:
         raise click.UsageError("Missing option '--prompt' (or --image, --audio).")
@@ -43,12 +47,13 @@ def main(model, revision, prompt, images, audios, logit_bias, prompt_cache_file,
     cache_file = cli.check_media([prompt_cache_file] if prompt_cache_file else [])
     options |= {"logit_bias": _biases(logit_bias), "stop": list(options["stop"])}
     cli.check_options(options)
+    check_adapters(adapters, options["adapter"], quiet)
     prompt = cli.read_prompt(prompt)
     from ..generation.generate import stream_generate
     from ..loading import load
 
     images = [sys.stdin.buffer.read() if image == "-" else image for image in images]
-    model, processor = load(model, revision=revision, quiet=quiet)
+    model, processor = load(model, revision=revision, adapters=adapters, quiet=quiet)
     if cache_file:
         from ..generation.prompt_cache import PromptCache
 

@@ -6,6 +6,7 @@ from ..errors import Phi4Error
 from ..transcription.tasks import TASKS
 from ..transcription.transcript import FORMATS
 from . import cli
+from .adapters import adapter_options, check_adapters
 
 
 class _Command(click.Command):
@@ -24,6 +25,7 @@ class _Command(click.Command):
 @cli.command("mlx_phi4.transcribe", cls=_Command)
 @click.argument("sources", nargs=-1, required=True, metavar="FILE|FOLDER|-...")
 @cli.model_option()
+@adapter_options
 @click.option("--task", type=click.Choice(TASKS), default="transcribe", show_default=True, help="What to do.")
 @click.option("--to", metavar="LANGUAGE", help="Language of a translation, French or fr.  [default: English]")
 @click.option("--prompt", "-p", help="Asked instead of the task's own prompt.")
@@ -68,11 +70,12 @@ class _Command(click.Command):
 @click.option("--jobs", default=2, show_default=True, help="Files read at once, ahead of the model.")
 @click.option("--verbose", is_flag=True, help="Show the texts on standard error, too.")
 @click.option("--quiet", is_flag=True, help="Only errors on standard error.")
-def main(sources, temperatures, **options):
+def main(sources, temperatures, adapters, **options):
     """Transcribe or translate recordings, or ask about them, with Phi-4-multimodal."""
+    check_adapters(adapters, options["adapter"], options["quiet"])
     from ..transcription.files import transcribe_files
 
-    summary = transcribe_files(sources, temperatures=_numbers(temperatures), **options)
+    summary = transcribe_files(sources, temperatures=_numbers(temperatures), adapters=adapters, **options)
     if summary.failed:
         raise click.exceptions.Exit(1)
 

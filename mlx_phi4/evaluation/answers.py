@@ -47,6 +47,7 @@ class AnswerScores:
     batch_size=kinds.integer(1),
     max_tokens=kinds.integer(1),
     system=kinds.text | None,
+    adapter=kinds.text | None,
     progress=kinds.function | None,
 )
 def evaluate_pictures(
@@ -58,6 +59,7 @@ def evaluate_pictures(
     batch_size: int = 4,
     max_tokens: int = 64,
     system: str | None = None,
+    adapter: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> AnswerScores:
     """The share of answers that are right: equal to an accepted one but for case, outer white space and a last period.
@@ -73,6 +75,7 @@ def evaluate_pictures(
         batch_size: questions answered together.
         max_tokens: of an answer.
         system: a system message in front of each question, such as "Answer with one word.".
+        adapter: that all questions pass instead of their mode's own; "base" is none.
         progress: told how many questions are done, of how many.
 
     Raises:
@@ -81,15 +84,17 @@ def evaluate_pictures(
     from ..generation.pool import answer_each
     from ..inputs.processor import Request
     from ..loading import model_and_processor
+    from ..modalities import Mode, chosen_adapter
 
     items = read_questions(manifest, limit)
     model, processor = model_and_processor(model, processor)
+    chosen_adapter(adapter, Mode.TEXT, processor.adapters)
     if any(item.images or item.audios for item in items):
         processor.config.check_multimodal()
     scores = [AnswerScore(item.id, item.question, list(item.answers)) for item in items]
     began = time.perf_counter()
     requests = [
-        (score, Request(item.question, list(item.images), list(item.audios), system))
+        (score, Request(item.question, list(item.images), list(item.audios), system, adapter=adapter))
         for item, score in zip(items, scores, strict=True)
     ]
     answers = answer_each(model, processor, requests, rows=batch_size, max_tokens=max_tokens)

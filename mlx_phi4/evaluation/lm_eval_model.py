@@ -18,6 +18,7 @@ from ..inputs.processor import Request
 from ..inputs.prompt import render_messages
 from ..inputs.tokenizer import END_OF_TEXT
 from ..loading import model_and_processor
+from ..modalities import Mode, chosen_adapter
 from .scoring import score_continuations
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Phi4LM(TemplateLM):
             contexts lose their beginning, longer documents are read in windows.
         max_gen_toks: most tokens of an answer where the task does not say.
         seed: of tasks that sample; each request adds its number.
+        adapter: that all texts pass; None is the base alone.
 
     Raises:
         Phi4Error: a bad value or model.
@@ -56,6 +58,7 @@ class Phi4LM(TemplateLM):
         seed: int = 0,
         device: str | None = None,
         max_batch_size: int | None = None,
+        adapter: str | None = None,
     ):
         super().__init__()
         try:
@@ -65,7 +68,9 @@ class Phi4LM(TemplateLM):
         if device is not None or max_batch_size is not None:
             raise Phi4Error("device and max_batch_size are not options of mlx_phi4")
         self._model, self._processor = model_and_processor(pretrained, processor)
-        self._name = pretrained if processor is None else "mlx_phi4"
+        self._adapter = chosen_adapter(adapter, Mode.TEXT, self._processor.adapters)
+        name = pretrained if processor is None else "mlx_phi4"
+        self._name = name if self._adapter is None else f"{name}:{self._adapter}"
         window = self._processor.config.decoder.max_position_embeddings
         self.max_length, self.max_gen_toks, self.seed = int(max_length or window), int(max_gen_toks), int(seed)
         if not 1 <= self.max_length <= window:
@@ -97,7 +102,9 @@ class Phi4LM(TemplateLM):
         """Requests ((context, continuation), context ids, continuation ids) -> (log-probability, greedy)."""
         pairs = [self._fitted(context, continuation) for _, context, continuation in requests]
         with tqdm(total=len(pairs), disable=disable_tqdm, desc="Log-likelihoods") as bar:
-            scores = score_continuations(self._model, pairs, batch_size=self.batch_size, progress=bar.update)
+            scores = score_continuations(
+                self._model, pairs, adapter=self._adapter, batch_size=self.batch_size, progress=bar.update
+            )
         answers = [(score.logprob, score.greedy) for score in scores]
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             if texts is not None:
@@ -150,4 +157,4 @@ class Phi4LM(TemplateLM):
         kwargs.pop("do_sample", None)  # has become the temperature
         if kwargs:
             raise Phi4Error(f"the task's generation_kwargs have {', '.join(kwargs)}, which mlx_phi4 does not know")
-        return Request(context or END_OF_TEXT, raw=True, options=options)
+        return Request(context or END_OF_TEXT, raw=True, options=options, adapter=self._adapter)

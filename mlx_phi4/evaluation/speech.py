@@ -68,6 +68,7 @@ class SpeechScores:
     limit=kinds.integer(1) | None,
     batch_size=kinds.integer(1),
     normalizer=kinds.choice(*NORMALIZERS),
+    adapter=kinds.text | None,
     progress=kinds.function | None,
 )
 def evaluate_asr(
@@ -78,6 +79,7 @@ def evaluate_asr(
     limit: int | None = None,
     batch_size: int = 8,
     normalizer: str = "auto",
+    adapter: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SpeechScores:
     """Word and character error rates of transcripts.
@@ -91,6 +93,7 @@ def evaluate_asr(
         limit: only so many of the first lines.
         batch_size: recordings decoded together.
         normalizer: auto, english, basic or none; see ``word_errors.Normalizer``.
+        adapter: instead of speech mode's own; "base" is none.
         progress: told how many recordings are done, of how many.
 
     Raises:
@@ -107,7 +110,8 @@ def evaluate_asr(
     asked = [index for index, text in enumerate(references) if text]
     loaded = model_and_processor(model, processor)
     began, hypotheses = time.perf_counter(), {}
-    for done, (number, heard) in enumerate(_transcribed(*loaded, [items[i] for i in asked], batch_size), start=1):
+    heard_of = _transcribed(*loaded, [items[i] for i in asked], batch_size, adapter)
+    for done, (number, heard) in enumerate(heard_of, start=1):
         index, score = asked[number], files[asked[number]]
         if isinstance(heard, str):
             score.error = heard
@@ -137,7 +141,7 @@ def evaluate_asr(
 
 
 def _transcribed(
-    model: "Phi4", processor: "Processor", items: list[SpeechItem], batch_size: int
+    model: "Phi4", processor: "Processor", items: list[SpeechItem], batch_size: int, adapter: str | None
 ) -> Iterator[tuple[int, tuple[str, float] | str]]:
     """Each item's index with its text and seconds, or with a line that says why there is none."""
     from ..transcription.chunking import Failure, read_ahead
@@ -146,7 +150,7 @@ def _transcribed(
     from ..transcription.transcribe import transcribe
     from ..transcription.transcript import Segment
 
-    options = DecodingOptions(batch_size=batch_size, temperatures=(0.0,))
+    options = DecodingOptions(batch_size=batch_size, temperatures=(0.0,), adapter=adapter)
     decoder = SegmentDecoder(model, processor, make_question("transcribe"), options)
     with closing(read_ahead([partial(_read_chunk, item.audio) for item in items], jobs=2)) as chunks:
         for index, found in decoder(chunks):
@@ -157,7 +161,7 @@ def _transcribed(
                 yield index, (found if isinstance(found, Failure) else Failure(found)).line(str(path))
             else:
                 try:
-                    transcript = transcribe(path, model, processor=processor, batch_size=batch_size)
+                    transcript = transcribe(path, model, processor=processor, batch_size=batch_size, adapter=adapter)
                     yield index, (transcript.text, transcript.duration)
                 except (Phi4Error, OSError) as error:
                     yield index, Failure(error).line(str(path))

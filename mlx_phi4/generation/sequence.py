@@ -121,6 +121,7 @@ class Sequence:
         else:
             self.sampler = Sampler(options, self.row.ids, self.stop_ids, decoder.vocab_size)
         self._model = model
+        model.adapters.hold(self)
         if not prefill:
             self.admitted_at = time.perf_counter()
             return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..distributed import Ranks, agree, join, share
 from ..errors import Phi4Error
 from ..files import expanded
-from ..loading import model_and_processor
+from ..loading import check_adapters, model_and_processor
 from .chunking import Failure
 from .outputs import (
     OUTPUT_TEMPLATE,
@@ -66,6 +66,7 @@ def transcribe_files(
     *,
     format: str = "txt",
     revision: str | None = None,
+    adapters: dict[str, str | Path] | None = None,
     output_dir: str | Path | None = None,
     output_template: str = OUTPUT_TEMPLATE,
     stdout: bool = False,
@@ -86,6 +87,7 @@ def transcribe_files(
         sources: a file or folder or several; "-" is standard input.
         model, processor: as in ``transcribe``; loaded only if there is work.
         revision: branch, tag or commit of a hub id.
+        adapters: as in ``load``, of which ``adapter`` among the options may be one.
         format: txt, srt, vtt, tsv, json or all.
         output_dir: None is the current folder.
         output_template: name of the outputs, with {filename}, {parent}, {date} and {index}.
@@ -108,7 +110,8 @@ def transcribe_files(
     formats = check_formats(format, max_line_width)
     found, problems = find_recordings([sources] if isinstance(sources, (str, Path)) else sources, recursive)
     planned = _planned(found, formats, output_dir, output_template, stdout)
-    run = run_of(transcriber, model, revision, max_line_width)
+    check_adapters(adapters or {})
+    run = run_of(transcriber, model, revision, max_line_width, adapters)
     planned = [replace(job, made_by=job_of(run, job.found.path)) if job.outputs else job for job in planned]
     ranks = join()
     mine, before, refused = _shared(planned, overwrite, ranks)
@@ -121,7 +124,7 @@ def transcribe_files(
             show.print(transcript.render(formats[0], max_line_width))
 
     if mine:
-        loaded = model_and_processor(model, processor, revision=revision, quiet=quiet)
+        loaded = model_and_processor(model, processor, revision=revision, adapters=adapters, quiet=quiet)
     if ranks.rank == 0:
         problems += [_refusal(job) for job in refused]
         _announce(problems, before, transcriber.question.warnings, show)
