@@ -69,7 +69,8 @@ class Modality:
         project: (model, features, outline, projector) -> embeddings (tokens, D), the rest of ``encode``.
         outline: a prepared medium -> what ``project`` asks of it beside its features, without its content.
         projectors: label of another modality in the same request, or ``""`` for none of them -> projector.
-        adapter: the LoRA of requests with such media; of several modalities the first in the table decides.
+        adapter: the LoRA of requests with such media, if the model has it; of several modalities the first in the
+            table decides.
     """
 
     kind: str
@@ -189,7 +190,8 @@ def adapter_of(mode: str) -> str | None:
 def chosen_adapter(name: str | None, mode: str, adapters: Iterable[str]) -> str | None:
     """The adapter of a request: its own choice (``base`` is none), or its mode's. Raises PromptError."""
     if name is None:
-        return adapter_of(mode)
+        own = adapter_of(mode)  # a modality of one's own may be there before its adapter is trained
+        return own if own in adapters or mode in set(Mode) else None
     if name == BASE:
         return None
     if name not in set(adapters):

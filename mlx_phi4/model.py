@@ -153,6 +153,10 @@ class Phi4(nn.Module):
         original = self.config.decoder.rope.original_max_position_embeddings
         return RowState(row.adapter, long or len(row.ids) > original, caches, digest=self.adapters.digest(row.adapter))
 
+    def reread(self, part: str) -> None:
+        """The weights of a part were replaced."""
+        self._ready.discard(part)
+
     def read(self, parts: Sequence[str | None]) -> None:
         """Have the weights of parts in memory: the decoder (None), its adapters by name, "media" and a kind's modules.
 

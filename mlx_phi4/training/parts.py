@@ -11,13 +11,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from ..checkpoint.dense import make_dense, plain_weight
 from ..checkpoint.names import DECODER_LINEARS
 from ..decoder.adapters import Adapter, LinearAdapter, decoder_linears
 from ..device import exclusive
 from ..errors import Phi4Error
 from ..modalities import MODALITIES
 from ..model import Phi4
-from .dense import make_dense, plain_weight
 
 TRAINED = "trained-"  # before the slot, in a trained adapter's name
 USUAL_SCALE, USUAL_ALPHA = 16.0, 64.0

@@ -44,13 +44,15 @@ def write_result(
     """
     adapters = {slot: trained_adapter(model, name, parameters, base, about) for slot, name in parts.adapters.items()}
     kinds = dict.fromkeys(kind_of(model, name) for name in parts.modules)
+    # a modality of one's own stays in one folder, whichever part of it was trained
+    kinds |= {kind: None for kind in model.config.added if _own_slot(kind) in adapters}
     if len(adapters) == 1 and not kinds:
         ((slot, adapter),) = adapters.items()
         _write_in_place(folder, adapter, model, _card(slot, adapter, about))
         return {slot: folder}
     found = {}
     for kind in kinds:
-        own = adapter_of(MODALITIES[kind].label) or MODALITIES[kind].label
+        own = _own_slot(kind)
         where = _emptied(folder / kind)
         names = _modules_to_write(model, kind, parts)
         with exclusive():
@@ -82,6 +84,11 @@ def find_adapters(folder: Path, slots: list[str]) -> dict[str, Path]:
     if not found:
         raise Phi4Error(f"{folder}: holds no adapter{' yet' if (folder / 'checkpoints').exists() else ''}")
     return found
+
+
+def _own_slot(kind: str) -> str:
+    """The slot of requests that hold such media."""
+    return adapter_of(MODALITIES[kind].label) or MODALITIES[kind].label
 
 
 def _modules_to_write(model: Phi4, kind: str, parts: Parts) -> tuple[str, ...]:

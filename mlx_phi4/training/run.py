@@ -4,6 +4,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..checkpoint.dense import make_dense, wants_dense
 from ..converter.first_use import cache_root
 from ..decoder.identity import identify
 from ..errors import Phi4Error
@@ -13,7 +14,6 @@ from ..modalities import MODALITIES
 from ..model import Phi4
 from .checkpoints import CHECKPOINTS, Checkpoints
 from .data import PREFERENCES, load_data
-from .dense import make_dense, wants_dense
 from .digest import mode_digests
 from .features import Media
 from .options import TrainingOptions

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..arguments import kinds
 from ..arguments.names import takes
+from ..checkpoint.dense import make_dense, wants_dense
 from ..decoder.adapters import Adapter
 from ..errors import Phi4Error
 from ..files import expanded
@@ -12,7 +13,6 @@ from ..inputs.processor import Processor
 from ..loading import load
 from ..model import Phi4
 from .data import load_data
-from .dense import make_dense, wants_dense
 from .dry_run import Forecast, forecast
 from .features import Media
 from .options import TrainingOptions

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..decoder.adapter_set import BASE
 from ..errors import Phi4Error
 from ..evaluation.answers import same_answer
 from ..evaluation.word_errors import Normalizer, error_rates
@@ -73,7 +74,7 @@ def _answered(learner: Learner, processor: Processor, asked: Sequence[Example]) 
     """Share of right answers, and word error rate of transcripts."""
     if not asked:
         return None, None
-    requests = [(number, replace(each.line.ask, adapter=each.row.adapter)) for number, each in enumerate(asked)]
+    requests = [(number, replace(each.line.ask, adapter=each.row.adapter or BASE)) for number, each in enumerate(asked)]
     answers = dict(
         answer_each(learner.model, processor, requests, rows=8, max_tokens=2 * LONGEST_ANSWER, media_cache=MediaCache())
     )
