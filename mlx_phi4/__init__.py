@@ -42,7 +42,10 @@ __all__ = [
     "evaluate_text",
     "generate",
     "load",
+    "predict_training",
     "stream_generate",
+    "test_adapter",
+    "train_adapter",
     "transcribe",
 ]
 

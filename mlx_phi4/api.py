@@ -16,6 +16,7 @@ from .inputs.processor import Inputs, Processor, Request
 from .loading import load
 from .modalities import Mode
 from .model import Phi4
+from .training.train import predict_training, test_adapter, train_adapter
 from .transcription.transcribe import transcribe
 from .transcription.transcript import Segment, Transcript
 
@@ -42,6 +43,9 @@ __all__ = [
     "evaluate_text",
     "generate",
     "load",
+    "predict_training",
     "stream_generate",
+    "test_adapter",
+    "train_adapter",
     "transcribe",
 ]

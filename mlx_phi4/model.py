@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from .arguments import kinds
 from .arguments.kinds import of_class
 from .arguments.names import takes
-from .checkpoint.adapter_files import read_adapter
+from .checkpoint.adapter_files import is_sum, read_adapter
 from .config import Config
 from .decoder.adapter_set import AdapterSet
 from .decoder.adapters import Adapter
@@ -59,6 +59,11 @@ class Phi4(nn.Module):
         layers, width = self.config.decoder.num_hidden_layers, self.config.decoder.hidden_size
         return f"Phi4({', '.join(['text', *held])}; {layers} layers of {width}, arrays of {count / 1e6:.1f} M numbers)"
 
+    @property
+    def modules_of(self) -> dict[str, list[str]]:
+        """Names of the encoders' and projectors' modules by kind of medium."""
+        return self._modules_of
+
     @takes(inputs=of_class("Inputs", "the Inputs that a processor makes"))
     def __call__(self, inputs: Inputs) -> mx.array:
         """Logits (B, L, V) of a full forward pass without a cache, rows aligned at the right as their ids are.
@@ -99,8 +104,8 @@ class Phi4(nn.Module):
                 self.leader.add_adapter(name, str(adapter), bits)
             return
         with exclusive():
-            if isinstance(adapter, str) and "+" in adapter and not Path(adapter).exists():
-                self.adapters.compose(name, adapter.split("+"))
+            if not isinstance(adapter, Adapter) and is_sum(adapter):
+                self.adapters.compose(name, str(adapter).split("+"))
                 return
             where = "" if isinstance(adapter, Adapter) else f"{adapter}: "
             self.adapters.check_free(name)
@@ -210,6 +215,10 @@ class Phi4(nn.Module):
         """A fresh state for a row. Its RoPE regime follows from its length; ``long`` makes it the long one anyway."""
         original = self.config.decoder.rope.original_max_position_embeddings
         return RowState(row.adapter, long or len(row.ids) > original, caches, digest=self.adapters.digest(row.adapter))
+
+    def reread(self, part: str) -> None:
+        """The weights of a part were replaced."""
+        self._ready.discard(part)
 
     def read(self, parts: Sequence[str | None]) -> None:
         """Have the weights of parts in memory: the decoder (None), its adapters by name, "media" and a kind's modules.

@@ -190,8 +190,8 @@ class AudioEncoder(nn.Module):
         """features (T, 80) -> (ceil(T / 8), D)."""
         return finished(self.slices(features))
 
-    def slices(self, features: np.ndarray) -> Generator[None, None, mx.array]:
-        """As ``__call__``, with a pause after every window."""
+    def slices(self, features: np.ndarray) -> Generator[mx.array, None, mx.array]:
+        """As ``__call__``, with a pause after every window that gives its frames."""
         total = -(-len(features) // TIME_REDUCTION)
         # one window for a short clip; windows of a long clip all have full size
         size = min(total, WINDOW)
@@ -200,9 +200,8 @@ class AudioEncoder(nn.Module):
         windows = []
         encode = partial(self._window, features, total, bias)
         for turn in in_turns(self.sharding, self.parts(features), encode, lambda start: (size, width)):
-            mx.eval([x for _, x in turn])
             windows += [x[: total - start] for start, x in turn]
-            yield
+            yield [x for _, x in turn]
         return mx.concatenate(windows)
 
     def parts(self, features: np.ndarray) -> list[int]:

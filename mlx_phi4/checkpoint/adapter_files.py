@@ -92,6 +92,11 @@ def write_adapter(
     return folder
 
 
+def is_sum(folder: str | Path) -> bool:
+    """Whether what stands for an adapter is a sum of others, as "vision+mine", and no folder of such a name."""
+    return "+" in str(folder) and "/" not in str(folder) and not expanded(folder).exists()
+
+
 def find_form(folder: Path) -> str:
     """Whether a folder is "peft" or "mlx-lm". Raises CheckpointError for one that is neither."""
     if not folder.is_dir():

@@ -11,6 +11,7 @@ from .. import distributed
 from ..evaluation.speed import MODES
 from ..terminal import say
 from . import cli, ranks
+from .adapters import adapter_options, check_adapters
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..evaluation.speed import Measured
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 
 @cli.command("mlx_phi4.benchmark")
 @cli.model_option(required=True)
+@adapter_options
 @click.option("--mode", type=click.Choice([*MODES, "all"]), default="all", show_default=True, help="What to measure.")
 @click.option("--prompt-tokens", default=512, show_default=True, help="Tokens of the prompt, media included.")
 @click.option("--generation-tokens", default=128, show_default=True, help="Tokens of the answer.")
@@ -28,16 +30,17 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @ranks.parallel_option("tensor")
-def main(model, revision, parallel, as_json, quiet, **options):
+def main(model, revision, adapters, parallel, as_json, quiet, **options):
     """Measure how fast a model answers here, in each mode. The prompts are random tokens."""
     for kind in ("image", "audio"):
         if options[kind] is not None:
             (options[kind],) = cli.check_media([options[kind]])
+    check_adapters(adapters, options["adapter"], quiet)
     if not quiet and distributed.join(parallel).rank == 0:
         say(f"Loading {model} ...")
     from ..evaluation.speed import benchmark, machine
 
-    loaded = ranks.loaded(model, parallel, revision=revision, quiet=quiet)
+    loaded = ranks.loaded(model, parallel, revision=revision, adapters=adapters, quiet=quiet)
     found = benchmark(*loaded, quiet=quiet, **options)
     where = machine() | {"ranks": 1 if loaded[0].sharding is None else loaded[0].sharding.size}
     if as_json:

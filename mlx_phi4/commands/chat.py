@@ -9,6 +9,7 @@ from ..arguments import kinds
 from ..arguments.names import takes
 from ..generation.chat import MAX_TOKENS
 from . import cli, ranks
+from .adapters import adapter_options, check_adapters
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..inputs.processor import Processor
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
     system=kinds.text | None,
     images=kinds.one_or_several(kinds.path) | None,
     audios=kinds.one_or_several(kinds.path) | None,
+    adapter=kinds.text | None,
     hide_thinking=kinds.flag,
     stats=kinds.flag,
     quiet=kinds.flag,
@@ -32,6 +34,7 @@ def chat(
     system: str | None = None,
     images: Path | str | list | None = None,
     audios: Path | str | list | None = None,
+    adapter: str | None = None,
     hide_thinking: bool = False,
     stats: bool = False,
     quiet: bool = False,
@@ -42,6 +45,7 @@ def chat(
     Args:
         system: a system message in front.
         images, audios: a path, or a list of them, that belong to the first turn.
+        adapter: that all answers pass instead of their mode's own; "base" is none.
         hide_thinking: leave ``<think>`` blocks out of what is shown; the history keeps them.
         stats: a line of statistics after each answer.
         quiet: no greeting and no progress.
@@ -55,9 +59,9 @@ def chat(
     from ..generation.options import make_options
     from .repl import Repl
 
-    make_options(options, also=("system", "images", "audios", "quiet"))
+    make_options(options, also=("system", "images", "audios", "adapter", "quiet"))
 
-    talk = Chat(model, processor, system=system, **options)
+    talk = Chat(model, processor, system=system, adapter=adapter, **options)
     for path in images or []:
         talk.attach_image(path)
     for path in audios or []:
@@ -67,6 +71,7 @@ def chat(
 
 @cli.command("mlx_phi4.chat", default_map={"max_tokens": MAX_TOKENS})
 @cli.model_option()
+@adapter_options
 @click.option("--system", "--system-prompt", help="A system message in front.")
 @click.option("--image", "images", multiple=True, help="A picture for the first turn; repeatable.")
 @click.option("--audio", "audios", multiple=True, help="A recording for the first turn; repeatable.")
@@ -76,7 +81,7 @@ def chat(
 @click.option("--stats", is_flag=True, help="A line of statistics after each answer.")
 @click.option("--quiet", is_flag=True, help="No greeting and no progress.")
 @ranks.parallel_option("tensor")
-def main(model, revision, parallel, quiet, stop, **options):
+def main(model, revision, adapters, parallel, quiet, stop, **options):
     """Talk with a Phi-4 model about text, pictures and recordings.
 
     Standard output gets the answers and nothing else. /help lists what else can be typed.
@@ -84,7 +89,9 @@ def main(model, revision, parallel, quiet, stop, **options):
     options["stop"] = list(stop)
     options |= {kind: cli.check_media(options[kind]) for kind in ("images", "audios")}
     cli.check_options(options)
-    chat(*ranks.loaded(model, parallel, revision=revision, quiet=quiet), quiet=quiet, **options)
+    check_adapters(adapters, options["adapter"], quiet)
+    loaded = ranks.loaded(model, parallel, revision=revision, adapters=adapters, quiet=quiet)
+    chat(*loaded, quiet=quiet, **options)
 
 
 def command() -> None:

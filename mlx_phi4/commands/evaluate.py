@@ -20,6 +20,7 @@ from ..evaluation.word_errors import NORMALIZERS
 from ..files import expanded, write_whole
 from ..terminal import say_error, shown
 from . import cli, habits, ranks
+from .adapters import adapter_options, with_adapters
 
 STANDARD_OUTPUT = ("-", "/dev/stdout", "/dev/fd/1")
 
@@ -75,11 +76,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _begin(model: str, parallel: str, json_path: str | None, overwrite: bool) -> Path | None:
+def _begin(model: str, adapters: dict, parallel: str, json_path: str | None, overwrite: bool) -> Path | None:
     """The results' place; before that, the other processes of this run are met."""
     here = distributed.join(parallel)
     path = None if here.rank else _check_json(json_path, overwrite)
-    ranks.prepare(model, parallel)
+    ranks.prepare(model, parallel, adapters=adapters)
     return path
 
 
@@ -153,6 +154,7 @@ _quiet = click.option("--quiet", is_flag=True, help="No progress.")
 
 
 def _shared(command):
+    command = adapter_options(command)
     for option in reversed(_SHARED):
         command = option(command)
     return command
@@ -178,13 +180,14 @@ def main():
 )
 @click.option("--each", is_flag=True, help="Print each recording's word error rate, too.")
 @_quiet
-def asr(manifest, model, parallel, json_path, overwrite, each, quiet, **options):
+def asr(manifest, model, adapters, parallel, json_path, overwrite, each, quiet, **options):
     """Word and character error rates.
 
     MANIFEST has a JSON object in each line: audio (a path relative to it), text, and optionally language and id.
     """
-    json_path = _begin(model, parallel, json_path, overwrite)
-    scores = evaluate_asr(manifest, model, progress=_progress(quiet, "recordings"), **options)
+    json_path = _begin(model, adapters, parallel, json_path, overwrite)
+    options |= with_adapters(model, adapters, options["adapter"], quiet)
+    scores = evaluate_asr(manifest, progress=_progress(quiet, "recordings"), **options)
     failures = [score.error for score in scores.files if score.error is not None]
     _report(_speech_lines(scores, each), asdict(scores), json_path, failures)
 
@@ -198,13 +201,14 @@ def asr(manifest, model, parallel, json_path, overwrite, each, quiet, **options)
 @click.option("--system", "--system-prompt", help="A system message in front of each question.")
 @click.option("--each", is_flag=True, help="Print each answer, too.")
 @_quiet
-def pictures(manifest, model, parallel, json_path, overwrite, each, quiet, **options):
+def pictures(manifest, model, adapters, parallel, json_path, overwrite, each, quiet, **options):
     """Exact answers to questions about pictures, spoken ones and plain ones.
 
     MANIFEST has a JSON object in each line: question, answer (one or a list), and optionally image, audio and id.
     """
-    json_path = _begin(model, parallel, json_path, overwrite)
-    scores = evaluate_pictures(manifest, model, progress=_progress(quiet, "questions"), **options)
+    json_path = _begin(model, adapters, parallel, json_path, overwrite)
+    options |= with_adapters(model, adapters, options["adapter"], quiet)
+    scores = evaluate_pictures(manifest, progress=_progress(quiet, "questions"), **options)
     failures = [f"{item.id}: {item.error}" for item in scores.items if item.error is not None]
     _report(_answer_lines(scores, each), asdict(scores), json_path, failures)
 
@@ -219,10 +223,11 @@ def pictures(manifest, model, parallel, json_path, overwrite, each, quiet, **opt
 @click.option("--max-length", type=int, help="Most tokens of a context.  [default: the whole window]")
 @click.option("--include-path", help="A folder with tasks of your own.")
 @click.option("--seed", default=0, show_default=True, help="Of tasks that sample.")
-def text(tasks, model, parallel, json_path, overwrite, **options):
+def text(tasks, model, adapters, parallel, json_path, overwrite, **options):
     """Tasks of lm-eval-harness, in text mode."""
-    json_path = _begin(model, parallel, json_path, overwrite)
-    results = evaluate_text(model, [task.strip() for task in tasks.split(",") if task.strip()], **options)
+    json_path = _begin(model, adapters, parallel, json_path, overwrite)
+    options |= with_adapters(model, adapters, options["adapter"])
+    results = evaluate_text(tasks=[task.strip() for task in tasks.split(",") if task.strip()], **options)
     if not results:  # this process helped another
         _report([], {}, None)
         return

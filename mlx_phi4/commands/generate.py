@@ -12,6 +12,7 @@ import click
 from ..errors import Phi4Error
 from ..terminal import say, shown
 from . import cli, ranks
+from .adapters import adapter_options, check_adapters
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..generation.responses import GenerationResponse
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 
 @cli.command("mlx_phi4.generate")
 @cli.model_option()
+@adapter_options
 @click.option("--prompt", "-p", help="The user's turn; '-' reads standard input.")
 @click.option("--system", "--system-prompt", help="A system message in front.")
 @click.option("--image", "images", multiple=True, help="A picture's path, '-' for standard input; repeatable.")
@@ -36,6 +38,7 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 def main(
     model,
     revision,
+    adapters,
     parallel,
     prompt,
     images,
@@ -57,12 +60,13 @@ def main(
     cache_file = cli.check_media([prompt_cache_file] if prompt_cache_file else [])
     options |= {"logit_bias": _biases(logit_bias), "stop": list(options["stop"])}
     cli.check_options(options)
+    check_adapters(adapters, options["adapter"], quiet)
     ranks.check_input(prompt, *images)
     prompt = cli.read_prompt(prompt)
     from ..generation.generate import stream_generate
 
     images = [sys.stdin.buffer.read() if image == "-" else image for image in images]
-    model, processor = ranks.loaded(model, parallel, revision=revision, quiet=quiet)
+    model, processor = ranks.loaded(model, parallel, revision=revision, adapters=adapters, quiet=quiet)
     if cache_file:
         from ..generation.prompt_cache import PromptCache
 

@@ -30,7 +30,13 @@ def check_input(*given: str | None) -> None:
 
 
 def loaded(
-    name: str, parallel: str = "tensor", *, revision: str | None = None, quiet: bool = False, lazy: bool = True
+    name: str,
+    parallel: str = "tensor",
+    *,
+    revision: str | None = None,
+    adapters: dict[str, str] | None = None,
+    quiet: bool = False,
+    lazy: bool = True,
 ) -> "tuple[Phi4, Processor]":
     """A model and its processor, shared with the other ranks if there are any, of which only rank 0 returns.
 
@@ -42,27 +48,41 @@ def loaded(
 
     ranks = distributed.join(parallel)
     if ranks.size == 1 or ranks.mode != "tensor":
-        return load(name, revision=revision, quiet=quiet, lazy=lazy)
+        return load(name, revision=revision, adapters=adapters, quiet=quiet, lazy=lazy)
     from ..ranks.following import follow
     from ..ranks.leading import lead
-    from ..ranks.together import same_folder
+    from ..ranks.together import same_adapters, same_folder
 
     drop_native_noise()
     folder = same_folder(ranks, name, revision, quiet)
     group = ranks.group
-    model, processor = ranks.settle(lambda: load(folder, lazy=lazy, group=group))
+    model, processor = ranks.settle(lambda: load(folder, adapters=adapters, lazy=lazy, group=group))
+    same_adapters(ranks, model)
     if ranks.rank:
         raise click.exceptions.Exit(follow(model, ranks))
     lead(model, ranks)
     return model, processor
 
 
-def prepare(name: str, parallel: str, *, revision: str | None = None, quiet: bool = False) -> None:
+def prepare(
+    name: str,
+    parallel: str,
+    *,
+    revision: str | None = None,
+    adapters: dict[str, str] | None = None,
+    quiet: bool = False,
+) -> None:
     """Where processes share a model, have ``loading.model_and_processor`` give it on rank 0. Raises as ``loaded``."""
-    if distributed.join(parallel).mode == "tensor":
+    ranks = distributed.join(parallel)
+    if ranks.mode == "tensor":
         from ..loading import keep
 
-        keep(name, revision, loaded(name, parallel, revision=revision, quiet=quiet))
+        found = loaded(name, parallel, revision=revision, adapters=adapters, quiet=quiet)
+        keep(name, found, revision=revision, adapters=adapters)
+    elif ranks.mode == "data":
+        from ..ranks.together import check_same
+
+        check_same(ranks, name, revision)
 
 
 def drop_native_noise() -> None:

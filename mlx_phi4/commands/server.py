@@ -7,12 +7,14 @@ import click
 from .. import distributed
 from ..errors import Phi4Error
 from . import cli, ranks
+from .adapters import adapter_options, check_adapters
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 @cli.command("mlx_phi4.server")
 @cli.model_option()
+@adapter_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need a key.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any that is free.")
 @click.option("--api-key", envvar="MLX_PHI4_API_KEY", help="What clients must send.  [env: MLX_PHI4_API_KEY]")
@@ -34,6 +36,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 def main(
     model,
     revision,
+    adapters,
     parallel,
     host,
     port,
@@ -53,11 +56,12 @@ def main(
     """
     _check_positive(memory_limit=memory_limit, max_stall_ms=max_stall_ms, idle_unload=idle_unload)
     settings = _settings(host, max_rows, max_queue, **options)
+    check_adapters(adapters, options["adapter"], quiet=True)  # requests use them
     here = distributed.join(parallel)
     if here.size > 1 and idle_unload is not None:
         raise Phi4Error("--idle-unload cannot be had where several ranks share a model")
     if here.rank:
-        ranks.loaded(model, parallel, revision=revision, quiet=True, lazy=False)
+        ranks.loaded(model, parallel, revision=revision, adapters=adapters, quiet=True, lazy=False)
     try:
         from ..server.guard import log_to_stderr
         from ..server.serve import Service, listen, serve
@@ -76,8 +80,8 @@ def main(
 
         memory = None if memory_limit is None else int(memory_limit * 1e9)
         limits = Limits(max_rows, memory, stall=None if max_stall_ms is None else max_stall_ms / 1000)
-        reload = partial(load, model, revision=revision, lazy=False, quiet=True)
-        loaded = ranks.loaded(model, parallel, revision=revision, lazy=False)
+        reload = partial(load, model, revision=revision, adapters=adapters, lazy=False, quiet=True)
+        loaded = ranks.loaded(model, parallel, revision=revision, adapters=adapters, lazy=False)
         return Engine(*loaded, limits, max_queue=max_queue, reload=reload, idle_unload=idle_unload)
 
     log_to_stderr(log_json)

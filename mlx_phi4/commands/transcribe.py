@@ -6,6 +6,7 @@ from ..errors import Phi4Error
 from ..transcription.tasks import TASKS
 from ..transcription.transcript import FORMATS
 from . import cli, ranks
+from .adapters import adapter_options, check_adapters
 
 
 class _Command(click.Command):
@@ -24,6 +25,7 @@ class _Command(click.Command):
 @cli.command("mlx_phi4.transcribe", cls=_Command)
 @click.argument("sources", nargs=-1, required=True, metavar="FILE|FOLDER|-...")
 @cli.model_option()
+@adapter_options
 @click.option("--task", type=click.Choice(TASKS), default="transcribe", show_default=True, help="What to do.")
 @click.option("--to", metavar="LANGUAGE", help="Language of a translation, French or fr.  [default: English]")
 @click.option("--prompt", "-p", help="Asked instead of the task's own prompt.")
@@ -69,13 +71,15 @@ class _Command(click.Command):
 @click.option("--verbose", is_flag=True, help="Show the texts on standard error, too.")
 @click.option("--quiet", is_flag=True, help="Only errors on standard error.")
 @ranks.parallel_option("data", "tensor")
-def main(sources, temperatures, parallel, **options):
+def main(sources, temperatures, adapters, parallel, **options):
     """Transcribe or translate recordings, or ask about them, with Phi-4-multimodal."""
+    check_adapters(adapters, options["adapter"], options["quiet"])
     from ..transcription.files import transcribe_files
 
     temperatures = _numbers(temperatures)
-    ranks.prepare(options["model"], parallel, revision=options["revision"], quiet=options["quiet"])
-    summary = transcribe_files(sources, temperatures=temperatures, **options)
+    model, revision, quiet = (options[name] for name in ("model", "revision", "quiet"))
+    ranks.prepare(model, parallel, revision=revision, adapters=adapters, quiet=quiet)
+    summary = transcribe_files(sources, temperatures=temperatures, adapters=adapters, **options)
     if summary.failed:
         raise click.exceptions.Exit(1)
 

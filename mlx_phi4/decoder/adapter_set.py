@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from weakref import WeakKeyDictionary
+from typing import Protocol
+from weakref import WeakSet, ref
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,6 +26,17 @@ def check_adapter_name(name: str) -> None:
         raise Phi4Error(f"adapter name is {name!r}, expected at most 64 letters, digits, '-' and '_', and not {BASE!r}")
 
 
+class _Row(Protocol):
+    adapter: str | None
+
+
+class User(Protocol):
+    """A sequence on its way, as far as adapters go: ``finish_reason`` is None until it has ended."""
+
+    row: _Row
+    finish_reason: str | None
+
+
 class AdapterSet(Mapping):
     """Name -> parts of which the adapter is the sum: itself alone, unless it was composed.
 
@@ -33,11 +45,12 @@ class AdapterSet(Mapping):
     """
 
     def __init__(self, model: nn.Module):
-        self._model = model
+        self._model = ref(model)  # which holds this: without a circle its weights go at once
         self._own = set(model.config.adapters)
         self._parts: dict[str, tuple[str, ...]] = {name: (name,) for name in sorted(self._own)}
         self._added: dict[str, Adapter] = {}  # without their arrays
-        self._users: WeakKeyDictionary[object, str] = WeakKeyDictionary()
+        self._digests: dict[str, str] = {}
+        self._users: WeakSet[User] = WeakSet()
 
     def __getitem__(self, name: str) -> tuple[str, ...]:
         return self._parts[name]
@@ -73,7 +86,7 @@ class AdapterSet(Mapping):
         if train and self._model.sharding is not None:
             raise Phi4Error("a model that several ranks share cannot be trained: train it on one, or data parallel")
         self._check_fit(adapter)
-        dtype = self._model.model.norm.weight.dtype
+        dtype = self._model().model.norm.weight.dtype
         made = {}
         for path, part in adapter.linears.items():
             lora = made[path] = LoRA.of(part)
@@ -83,12 +96,11 @@ class AdapterSet(Mapping):
         wrong = mx.array(sum(1 - mx.isfinite(a).all() for lora in made.values() for a in _floats(lora)))
         if (wrong if self._model.sharding is None else self._model.sharding.sum(wrong)).item():
             raise CheckpointError(f"holds numbers that are not finite in {dtype}")
-        digest = adapter.digest
         for path, lora in made.items():
             self._linear(path).lora[name] = lora
         self._parts[name] = (name,)
-        self._added[name] = kept = replace(adapter, linears={})
-        kept.__dict__["digest"] = digest
+        self._added[name] = replace(adapter, linears={})
+        self._digests[name] = f"{adapter.digest} {bits}"
 
     def compose(self, name: str, parts: Iterable[str]) -> None:
         """Name the sum of several adapters, which shares their arrays. Raises Phi4Error."""
@@ -108,12 +120,13 @@ class AdapterSet(Mapping):
             raise Phi4Error(f"adapter {name!r} is the model's own; only those that were added can be removed")
         if sums := [other for other, parts in self.composed.items() if name in parts and other != name]:
             raise Phi4Error(f"adapter {name!r} is part of {', '.join(sums)}; remove {sums[0]} first")
-        if count := sum(used == name for used in self._users.values()):
+        if count := sum(each.row.adapter == name and each.finish_reason is None for each in self._users):
             raise Phi4Error(f"adapter {name!r} is in use by {count} row{'s' * (count > 1)}; remove it when they ended")
         for linear in self._linears():
             linear.lora.pop(name, None)
         del self._parts[name]
-        self._added.pop(name, None)
+        for known in (self._added, self._digests):
+            known.pop(name, None)
 
     def get_adapter(self, name: str) -> Adapter:
         """An adapter as it can be written to files, of a sum the one of concatenated rank. Raises Phi4Error."""
@@ -128,10 +141,9 @@ class AdapterSet(Mapping):
 
     def digest(self, name: str | None) -> str | None:
         """What tells apart two adapters of one name; None for a model's own and for none at all."""
-        if name is None:
+        if name is None or name in self._own:
             return None
-        digests = [self._added[part].digest for part in self._parts_of(name) if part in self._added]
-        return "+".join((*digests, *self._parts[name])) if digests else None
+        return "+".join(self._digests.get(part, part) for part in self._parts_of(name))
 
     def nbytes(self, name: str) -> int:
         """Bytes of what an adapter brought; a sum brings nothing."""
@@ -139,14 +151,9 @@ class AdapterSet(Mapping):
             return 0
         return sum(a.nbytes for lora in self._modules(name).values() for _, a in tree_flatten(lora.parameters()))
 
-    def hold(self, user: object, name: str | None) -> None:
-        """A row begins to use an adapter, which cannot be removed until ``release``, or until the row is gone."""
-        if name is not None:
-            self._users[user] = name
-
-    def release(self, user: object) -> None:
-        """A row has ended."""
-        self._users.pop(user, None)
+    def hold(self, user: User) -> None:
+        """A row begins: its adapter cannot be removed until it has ended or is forgotten."""
+        self._users.add(user)
 
     def _parts_of(self, name: str) -> tuple[str, ...]:
         if name not in self._parts:
@@ -160,7 +167,7 @@ class AdapterSet(Mapping):
             raise Phi4Error(f"there is an adapter {name!r} already; choose another name or remove it first")
 
     def _check_fit(self, adapter: Adapter) -> None:
-        shapes = decoder_linears(self._model.config.decoder)
+        shapes = decoder_linears(self._model().config.decoder)
         if not adapter.linears:
             raise CheckpointError("holds no linear of the decoder")
         for path, part in adapter.linears.items():
@@ -172,18 +179,18 @@ class AdapterSet(Mapping):
                 if array.shape != wanted[kind]:
                     raise CheckpointError(f"{path} {kind} is {array.shape}, expected {wanted[kind]}")
         if adapter.base is not None:
-            check_base(self._model, adapter.base, exactly=adapter.is_dora)
+            check_base(self._model(), adapter.base, exactly=adapter.is_dora)
 
     def _linear(self, path: str) -> RoutedLinear:
         _, layer, block, linear = path.split(".")
-        return self._model.model.layers[int(layer)][block][linear]
+        return self._model().model.layers[int(layer)][block][linear]
 
     def _linears(self) -> list[RoutedLinear]:
-        return [self._linear(path) for path in decoder_linears(self._model.config.decoder)]
+        return [self._linear(path) for path in decoder_linears(self._model().config.decoder)]
 
     def _modules(self, name: str) -> dict[str, LoRA]:
         """Path -> module of an adapter that is no sum."""
-        paths = decoder_linears(self._model.config.decoder)
+        paths = decoder_linears(self._model().config.decoder)
         return {path: lora for path in paths if (lora := self._linear(path).lora.get(name)) is not None}
 
 

@@ -50,6 +50,7 @@ class AnswerScores:
     batch_size=kinds.integer(1),
     max_tokens=kinds.integer(1),
     system=kinds.text | None,
+    adapter=kinds.text | None,
     progress=kinds.function | None,
 )
 def evaluate_pictures(
@@ -61,6 +62,7 @@ def evaluate_pictures(
     batch_size: int = 4,
     max_tokens: int = 64,
     system: str | None = None,
+    adapter: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> AnswerScores:
     """The share of answers that are right: equal to an accepted one but for case, outer white space and a last period.
@@ -76,6 +78,7 @@ def evaluate_pictures(
         batch_size: questions answered together.
         max_tokens: of an answer.
         system: a system message in front of each question, such as "Answer with one word.".
+        adapter: that all questions pass instead of their mode's own; "base" is none.
         progress: told how many questions are done, of how many.
 
     Raises:
@@ -84,16 +87,18 @@ def evaluate_pictures(
     from ..generation.pool import answer_each
     from ..inputs.processor import Request
     from ..loading import model_and_processor
+    from ..modalities import Mode, chosen_adapter
 
     items = read_questions(manifest, limit)
     ranks = join("data")
     check_same(ranks, model)
     model, processor = ranks.settle(lambda: model_and_processor(model, processor))
+    chosen_adapter(adapter, Mode.TEXT, processor.adapters)
     if any(item.images or item.audios for item in items):
         processor.config.check_multimodal()
     scores = [AnswerScore(item.id, item.question, list(item.answers)) for item in items]
     began = time.perf_counter()
-    requests = [Request(item.question, list(item.images), list(item.audios), system) for item in items]
+    requests = [Request(item.question, list(item.images), list(item.audios), system, adapter=adapter) for item in items]
 
     def answer(order: Iterable[int]) -> Iterator[tuple[int, list]]:
         asked = ((index, requests[index]) for index in order)
@@ -106,7 +111,7 @@ def evaluate_pictures(
             score.error = error
         else:
             score.answer = text.strip()
-            score.correct = _plain(score.answer) in map(_plain, score.accepted)
+            score.correct = any(same_answer(score.answer, accepted) for accepted in score.accepted)
         if progress is not None:
             progress(done, len(items))
     correct, answered = sum(score.correct for score in scores), sum(score.error is None for score in scores)
@@ -118,6 +123,11 @@ def evaluate_pictures(
         wall_seconds=round(time.perf_counter() - began, 3),
         items=scores,
     )
+
+
+def same_answer(answer: str, accepted: str) -> bool:
+    """Whether two answers are equal but for case, outer white space and a last period."""
+    return _plain(answer) == _plain(accepted)
 
 
 def _plain(answer: str) -> str:

@@ -19,6 +19,7 @@ from ..inputs.processor import Request
 from ..inputs.prompt import render_messages
 from ..inputs.tokenizer import END_OF_TEXT
 from ..loading import model_and_processor
+from ..modalities import Mode, chosen_adapter
 from ..ranks.together import check_same
 from .shared_requests import SharedRequests
 
@@ -43,6 +44,7 @@ class Phi4LM(TemplateLM):
             contexts lose their beginning, longer documents are read in windows.
         max_gen_toks: most tokens of an answer where the task does not say.
         seed: of tasks that sample; each request adds its number.
+        adapter: that all texts pass; None is the base alone.
 
     Raises:
         Phi4Error: a bad value or model.
@@ -58,6 +60,7 @@ class Phi4LM(TemplateLM):
         seed: int = 0,
         device: str | None = None,
         max_batch_size: int | None = None,
+        adapter: str | None = None,
     ):
         super().__init__()
         try:
@@ -69,8 +72,10 @@ class Phi4LM(TemplateLM):
         ranks = join("data")
         check_same(ranks, pretrained)
         model, self._processor = ranks.settle(lambda: model_and_processor(pretrained, processor))
-        self.shared = SharedRequests(ranks, model, self._processor, self.batch_size)
-        self._name = pretrained if processor is None else "mlx_phi4"
+        chosen = chosen_adapter(adapter, Mode.TEXT, self._processor.adapters)
+        self.shared = SharedRequests(ranks, model, self._processor, self.batch_size, chosen)
+        name = pretrained if processor is None else "mlx_phi4"
+        self._name = name if chosen is None else f"{name}:{chosen}"
         window = self._processor.config.decoder.max_position_embeddings
         self.max_length, self.max_gen_toks, self.seed = int(max_length or window), int(max_gen_toks), int(seed)
         if not 1 <= self.max_length <= window:

@@ -23,10 +23,14 @@ class SharedRequests:
 
     Args:
         batch_size: continuations or answers computed together by each.
+        adapter: that all pass, None for none.
     """
 
-    def __init__(self, ranks: Ranks, model: "Phi4", processor: "Processor", batch_size: int):
+    def __init__(
+        self, ranks: Ranks, model: "Phi4", processor: "Processor", batch_size: int, adapter: str | None = None
+    ):
         self._ranks, self._model, self._processor, self._batch_size = ranks, model, processor, batch_size
+        self._adapter = adapter
 
     def score(self, pairs: Sequence[Pair], progress: Callable[[int], None]) -> list[tuple[float, bool]]:
         """Log-probability of each continuation, and whether it is the likeliest; see ``score_continuations``."""
@@ -62,7 +66,7 @@ class SharedRequests:
         def work(order: Iterable[int]) -> Iterator[tuple[int, list]]:
             for index in order:
                 some = pairs[index * size : (index + 1) * size]
-                scores = score_continuations(self._model, some, batch_size=self._batch_size)
+                scores = score_continuations(self._model, some, adapter=self._adapter, batch_size=self._batch_size)
                 yield index, [[score.logprob, score.greedy] for score in scores]
 
         blocks = [pairs[start : start + size] for start in range(0, len(pairs), size)]
@@ -71,7 +75,8 @@ class SharedRequests:
 
     def _answered(self, requests: Sequence[dict]) -> Iterator[tuple[int, str]]:
         def work(order: Iterable[int]) -> Iterator[tuple[int, str]]:
-            asked = ((i, Request(requests[i]["prompt"], raw=True, options=requests[i]["options"])) for i in order)
+            how = {"raw": True, "adapter": self._adapter}
+            asked = ((i, Request(requests[i]["prompt"], options=requests[i]["options"], **how)) for i in order)
             for index, answer in answer_each(self._model, self._processor, asked, rows=self._batch_size):
                 if isinstance(answer, Exception):
                     raise answer

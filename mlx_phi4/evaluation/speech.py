@@ -71,6 +71,7 @@ class SpeechScores:
     limit=kinds.integer(1) | None,
     batch_size=kinds.integer(1),
     normalizer=kinds.choice(*NORMALIZERS),
+    adapter=kinds.text | None,
     progress=kinds.function | None,
 )
 def evaluate_asr(
@@ -81,6 +82,7 @@ def evaluate_asr(
     limit: int | None = None,
     batch_size: int = 8,
     normalizer: str = "auto",
+    adapter: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SpeechScores:
     """Word and character error rates of transcripts.
@@ -94,6 +96,7 @@ def evaluate_asr(
         limit: only so many of the first lines.
         batch_size: recordings decoded together.
         normalizer: auto, english, basic or none; see ``word_errors.Normalizer``.
+        adapter: instead of speech mode's own; "base" is none.
         progress: told how many recordings are done, of how many.
 
     Raises:
@@ -113,7 +116,7 @@ def evaluate_asr(
     loaded = ranks.settle(lambda: model_and_processor(model, processor))
     began, hypotheses = time.perf_counter(), {}
     sizes = [items[index].audio.stat().st_size if text else None for index, text in enumerate(references)]
-    results = share_out(ranks, sizes, lambda order: _transcribed(*loaded, items, batch_size, order))
+    results = share_out(ranks, sizes, lambda order: _transcribed(*loaded, items, batch_size, order, adapter))
     for done, (index, heard) in enumerate(results, start=1):
         score = files[index]
         if isinstance(heard, (str, Lost)):
@@ -144,7 +147,12 @@ def evaluate_asr(
 
 
 def _transcribed(
-    model: "Phi4", processor: "Processor", items: list[SpeechItem], batch_size: int, order: Iterable[int]
+    model: "Phi4",
+    processor: "Processor",
+    items: list[SpeechItem],
+    batch_size: int,
+    order: Iterable[int],
+    adapter: str | None,
 ) -> Iterator[tuple[int, tuple[str, float] | str]]:
     """Each item's index with its text and seconds, or with a line that says why there is none."""
     from ..transcription.chunking import Failure, read_ahead
@@ -153,7 +161,7 @@ def _transcribed(
     from ..transcription.transcribe import transcribe
     from ..transcription.transcript import Segment
 
-    options = DecodingOptions(batch_size=batch_size, temperatures=(0.0,))
+    options = DecodingOptions(batch_size=batch_size, temperatures=(0.0,), adapter=adapter)
     decoder = SegmentDecoder(model, processor, make_question("transcribe"), options)
     with closing(read_ahead([partial(_read_chunk, item.audio) for item in items], jobs=2, order=order)) as chunks:
         for index, found in decoder(chunks):
@@ -164,7 +172,7 @@ def _transcribed(
                 yield index, (found if isinstance(found, Failure) else Failure(found)).line(str(path))
             else:
                 try:
-                    transcript = transcribe(path, model, processor=processor, batch_size=batch_size)
+                    transcript = transcribe(path, model, processor=processor, batch_size=batch_size, adapter=adapter)
                     yield index, (transcript.text, transcript.duration)
                 except (Phi4Error, OSError) as error:
                     yield index, Failure(error).line(str(path))

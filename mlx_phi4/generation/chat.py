@@ -27,14 +27,25 @@ class Chat:
     its attachments stay for another try.
     """
 
-    @takes(model=kinds.model, processor=kinds.processor, system=kinds.text | None)
-    def __init__(self, model: "Phi4", processor: "Processor", *, system: str | None = None, **options):
-        """``options`` are those of ``stream_generate``. Raises Phi4Error if one is out of its range."""
+    @takes(model=kinds.model, processor=kinds.processor, system=kinds.text | None, adapter=kinds.text | None)
+    def __init__(
+        self,
+        model: "Phi4",
+        processor: "Processor",
+        *,
+        system: str | None = None,
+        adapter: str | None = None,
+        **options,
+    ):
+        """``options`` are those of ``stream_generate``; ``adapter`` is that of all turns, None for their modes' own.
+
+        Raises Phi4Error if one is out of its range.
+        """
         from .prompt_cache import PromptCache
 
-        self.model, self.processor, self.system = model, processor, system
+        self.model, self.processor, self.system, self.adapter = model, processor, system, adapter
         self.options = {"max_tokens": MAX_TOKENS} | options
-        _check(processor, self.options)
+        _check(processor, adapter, self.options)
         self.cache = PromptCache()
         self.turns: list[dict] = []
         self.attached: list[dict] = []
@@ -86,7 +97,12 @@ class Chat:
         asked = {"role": "user", "content": content}
         self.last, answer = None, ""
         responses = stream_generate(
-            self.model, self.processor, [*self.messages, asked], prompt_cache=self.cache, **self.options
+            self.model,
+            self.processor,
+            [*self.messages, asked],
+            adapter=self.adapter,
+            prompt_cache=self.cache,
+            **self.options,
         )
         try:
             try:
@@ -131,12 +147,14 @@ class Chat:
         return path
 
 
-def _check(processor: "Processor", options: dict) -> None:
+def _check(processor: "Processor", adapter: str | None, options: dict) -> None:
     """Refuse options at the start of a chat, not in its first answer."""
+    from ..modalities import Mode, chosen_adapter
     from .options import make_options
     from .text import AnswerText
 
-    chosen = make_options(options, also=("system",))
+    chosen = make_options(options, also=("system", "adapter"))
+    chosen_adapter(adapter, Mode.TEXT, processor.adapters)
     AnswerText(processor.tokenizer, chosen.stop)
     decoder = processor.config.decoder
     chosen.kv.check(decoder.head_dim)

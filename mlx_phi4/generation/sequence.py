@@ -122,6 +122,7 @@ class Sequence:
         else:
             self.sampler = Sampler(options, self.row.ids, self.stop_ids, decoder.vocab_size)
         self.model = model
+        model.adapters.hold(self)
         if not prefill:
             self.admitted_at = time.perf_counter()
             return
@@ -207,7 +208,7 @@ class Sequence:
             self._encoding = first, item, model.embed_slices(item, self.row.mode)
         first, item, slices = self._encoding
         try:
-            next(slices)
+            mx.eval(next(slices))
         except StopIteration as end:
             mx.eval(end.value)
             if len(end.value) != item.tokens:

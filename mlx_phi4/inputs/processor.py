@@ -194,12 +194,20 @@ class Processor:
 
     def row(self, request: Request) -> Row:
         """One request: its ids, its media prepared, its mode and adapter. Raises PromptError, MediaError."""
+        return self._row(request, answered=False)[0]
+
+    def conversation(self, request: Request) -> tuple[Row, tuple[tuple[int, int], ...]]:
+        """Messages as they stand, and the spans [start, stop) of ids that the assistant says; a raw prompt has none."""
+        return self._row(request, answered=True)
+
+    def _row(self, request: Request, answered: bool) -> tuple[Row, tuple[tuple[int, int], ...]]:
         given = {"image": _listed(request.images), "audio": _listed(request.audios)}
         for kind, media in request.media.items():
             if kind not in MODALITIES:
                 raise PromptError(f"media are of kind {kind!r}, expected {', '.join(MODALITIES)}")
             given[kind] = [*given.get(kind, []), *_listed(media)]
-        prompt = build_prompt(self.tokenizer, request.prompt, given, system=request.system, raw=request.raw)
+        how = {"system": request.system, "raw": request.raw, "answered": answered}
+        prompt = build_prompt(self.tokenizer, request.prompt, given, **how)
         held = [kind for kind, media in prompt.media.items() if media]
         if lacking := [MODALITIES[kind] for kind in held if not MODALITIES[kind].held(self.config)]:
             self.config.check_multimodal()
@@ -214,7 +222,9 @@ class Processor:
         }
         ids: list[int] = []
         media: list[tuple[int, Medium]] = []
+        starts: list[int] = []
         for part in prompt.parts:
+            starts.append(len(ids))
             if not isinstance(part, Slot):
                 ids.append(part)
                 continue
@@ -224,7 +234,9 @@ class Processor:
         context = self.config.decoder.max_position_embeddings
         if len(ids) > context:
             raise PromptError(f"the prompt has {len(ids)} tokens; the context holds {context}")
-        return Row(tuple(ids), tuple(media), mode, adapter)
+        starts.append(len(ids))
+        answers = tuple((starts[first], starts[last]) for first, last in prompt.answers)
+        return Row(tuple(ids), tuple(media), mode, adapter), answers
 
 
 def as_requests(requests: Iterable[Request | str]) -> list[Request]:

@@ -8,6 +8,7 @@ from typing import Any
 from ..checkpoint.digest import folder_digests
 from ..converter.first_use import model_folder
 from ..errors import Phi4Error
+from ..model import Phi4
 from .star import Ranks
 
 
@@ -20,6 +21,14 @@ def same_folder(ranks: Ranks, name: str | Path, revision: str | None = None, qui
             different = next(file for file in seen[0] | digests if seen[0].get(file) != digests.get(file))
             raise Phi4Error(f"{ranks.name(rank)} has another model in {name} than rank 0: {different} differs")
     return folder
+
+
+def same_adapters(ranks: Ranks, model: Phi4) -> None:
+    """Raises Phi4Error unless all ranks have the same adapters beside the model's own."""
+    mine = {name: model.adapters.digest(name) for name in model.adapters}
+    for rank, theirs in enumerate(ranks.gather(mine)):
+        if different := sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name)):
+            raise Phi4Error(f"{ranks.name(rank)} has another adapter {different[0]} than {ranks.name(ranks.rank)}")
 
 
 def check_same(ranks: Ranks, model: Any, revision: str | None = None) -> None:

@@ -9,6 +9,7 @@ import anyio
 from anyio import to_thread
 
 from ..inputs.processor import Processor
+from ..modalities import Mode, chosen_adapter
 from .engine import Engine
 from .errors import RequestError
 from .jobs import Delivery, Job, ServerError
@@ -29,7 +30,7 @@ class Settings:
 
     ``hosts`` are the names that a Host header may have, None for any; ``origins`` the web pages that may call;
     ``media_hosts`` those that pictures are fetched from; ``max_body`` bytes of a request; ``max_requests`` that are
-    being read, waiting or answered.
+    being read, waiting or answered; ``adapter`` that of requests whose model's name has none.
     """
 
     temperature: float = 0.0
@@ -41,6 +42,7 @@ class Settings:
     max_rows: int = 32
     reasoning_in_content: bool = False
     media_hosts: frozenset[str] = frozenset()
+    adapter: str | None = None
 
 
 class Service:
@@ -63,7 +65,8 @@ class Service:
     def open(self, name: str, engine: Engine) -> None:
         """The model is there: answer from now on."""
         self.processor = engine.processor
-        self.names = ModelNames(name, engine.processor.config.adapters)
+        chosen_adapter(self.settings.adapter, Mode.TEXT, engine.processor.adapters)
+        self.names = ModelNames(name, engine.processor.adapters, self.settings.adapter)
         self.metrics.show(engine)
         self.engine = engine
 

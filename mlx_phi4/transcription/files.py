@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..distributed import join
 from ..errors import Phi4Error
 from ..files import expanded
-from ..loading import model_and_processor
+from ..loading import check_adapters, model_and_processor
 from ..ranks.star import Ranks
 from ..ranks.together import agreed_files, check_same
 from ..ranks.work import Lost, share_out
@@ -69,6 +69,7 @@ def transcribe_files(
     *,
     format: str = "txt",
     revision: str | None = None,
+    adapters: dict[str, str | Path] | None = None,
     output_dir: str | Path | None = None,
     output_template: str = OUTPUT_TEMPLATE,
     stdout: bool = False,
@@ -89,6 +90,7 @@ def transcribe_files(
         sources: a file or folder or several; "-" is standard input.
         model, processor: as in ``transcribe``; loaded only if there is work.
         revision: branch, tag or commit of a hub id.
+        adapters: as in ``load``, of which ``adapter`` among the options may be one.
         format: txt, srt, vtt, tsv, json or all.
         output_dir: None is the current folder.
         output_template: name of the outputs, with {filename}, {parent}, {date} and {index}.
@@ -111,7 +113,8 @@ def transcribe_files(
     formats = check_formats(format, max_line_width)
     found, problems = find_recordings([sources] if isinstance(sources, (str, Path)) else sources, recursive)
     planned = _planned(found, formats, output_dir, output_template, stdout)
-    run = run_of(transcriber, model, revision, max_line_width)
+    check_adapters(adapters or {})
+    run = run_of(transcriber, model, revision, max_line_width, adapters)
     planned = [replace(job, made_by=job_of(run, job.found.path)) if job.outputs else job for job in planned]
     ranks = join("data")
     sizes, before, refused = _shared(planned, overwrite, ranks)
@@ -125,7 +128,8 @@ def transcribe_files(
 
     if any(size is not None for size in sizes):
         check_same(ranks, model, revision)
-        loaded = ranks.settle(lambda: model_and_processor(model, processor, revision=revision, quiet=quiet))
+        how = {"revision": revision, "adapters": adapters, "quiet": quiet}
+        loaded = ranks.settle(lambda: model_and_processor(model, processor, **how))
     if ranks.rank == 0:
         problems += [_refusal(job) for job in refused]
         _announce(problems, before, transcriber.question.warnings, show)

@@ -33,7 +33,7 @@ class Transcriber:
         pause: least silence in seconds that is left out between pieces; None is the model's own, usually 0.5.
         clip_timestamps: parts of the recording, see ``tasks.parse_clips``; None is all.
         partial: take what a truncated recording still holds, with a warning in the transcript.
-        batch_size, max_tokens, temperatures, compression_ratio_threshold, logprob_threshold, seed: see
+        batch_size, max_tokens, temperatures, compression_ratio_threshold, logprob_threshold, seed, adapter: see
             ``decoding.DecodingOptions``.
 
     Raises:
@@ -58,6 +58,7 @@ class Transcriber:
         logprob_threshold: float | None = -1.0,
         seed: int = 0,
         partial: bool = False,
+        adapter: str | None = None,
     ):
         self.question = make_question(task, to, prompt, context)
         clips = parse_clips(clip_timestamps)
@@ -69,6 +70,7 @@ class Transcriber:
             compression_ratio_threshold=compression_ratio_threshold,
             logprob_threshold=logprob_threshold,
             seed=seed,
+            adapter=adapter,
         )
 
     @takes(processor=kinds.processor, jobs=kinds.integer(1), progress=kinds.function)

@@ -93,8 +93,8 @@ class VisionEncoder(nn.Module):
         """Features of every view, the global view first: (cell rows, cell columns, D) each."""
         return finished(self.slices(picture))
 
-    def slices(self, picture: Picture) -> Generator[None, None, list[mx.array]]:
-        """As ``__call__``, with a pause after every few views.
+    def slices(self, picture: Picture) -> Generator[mx.array, None, list[mx.array]]:
+        """As ``__call__``, with a pause after every few views that gives their features.
 
         Only the patches that reach a kept cell are computed: padding beyond them is masked as a
         key and pooled into nothing. Views of one shape go through together, a few at a time.
@@ -108,11 +108,10 @@ class VisionEncoder(nn.Module):
             lambda part: (len(part[0]), *(math.ceil(side / 2) for side in part[1]), width),
         )
         for turn in turns:
-            mx.eval([pooled for _, pooled in turn])
             for (views, _), pooled in turn:
                 for i, view in enumerate(views):
                     features[view] = pooled[i]
-            yield
+            yield [pooled for _, pooled in turn]
         return features
 
     def parts(self, picture: Picture) -> list[tuple[list[int], tuple[int, int]]]:
