@@ -83,7 +83,7 @@ class AdapterSet(Mapping):
             Phi4Error: a name that is taken or cannot be one.
         """
         self.check_free(name)
-        if train and self._model.sharding is not None:
+        if train and self._model().sharding is not None:
             raise Phi4Error("a model that several ranks share cannot be trained: train it on one, or data parallel")
         self._check_fit(adapter)
         dtype = self._model().model.norm.weight.dtype
@@ -94,7 +94,7 @@ class AdapterSet(Mapping):
                 _prepare(lora, self._linear(path), dtype, bits)
             mx.eval(lora.parameters())
         wrong = mx.array(sum(1 - mx.isfinite(a).all() for lora in made.values() for a in _floats(lora)))
-        if (wrong if self._model.sharding is None else self._model.sharding.sum(wrong)).item():
+        if (wrong if self._model().sharding is None else self._model().sharding.sum(wrong)).item():
             raise CheckpointError(f"holds numbers that are not finite in {dtype}")
         for path, lora in made.items():
             self._linear(path).lora[name] = lora
@@ -130,7 +130,7 @@ class AdapterSet(Mapping):
 
     def get_adapter(self, name: str) -> Adapter:
         """An adapter as it can be written to files, of a sum the one of concatenated rank. Raises Phi4Error."""
-        if self._model.sharding is not None:
+        if self._model().sharding is not None:
             raise Phi4Error("each rank has a part of this model's adapters; load it on one rank to save one")
         found: dict[str, list[LinearAdapter]] = {}
         for part in self._parts_of(name):
