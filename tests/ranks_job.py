@@ -1,7 +1,8 @@
 """What the tests run as ranks: ``same`` computes the same on all, ``killed`` is a command on a rank that dies.
 
-    ranks_job.py same RESULT FOLDER...
-    ranks_job.py killed WHEN COMMAND ...
+ranks_job.py same RESULT FOLDER...
+ranks_job.py killed WHEN COMMAND ...
+ranks_job.py serving TEST...
 """
 
 import json
@@ -13,16 +14,16 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "golden")]
 
-import mlx.core as mx
-import numpy as np
-from samples import MODES
+import mlx.core as mx  # noqa: E402
+import numpy as np  # noqa: E402
+from samples import MODES  # noqa: E402
 
-import mlx_phi4
-from mlx_phi4 import Request, batch_generate
-from mlx_phi4.decoder.adapters import Adapter, LinearAdapter, decoder_linears
-from mlx_phi4.evaluation.speed import weight_bytes
+import mlx_phi4  # noqa: E402
+from mlx_phi4 import Request, batch_generate  # noqa: E402
+from mlx_phi4.decoder.adapters import Adapter, LinearAdapter, decoder_linears  # noqa: E402
+from mlx_phi4.evaluation.speed import weight_bytes  # noqa: E402
 
-BEFORE = 6  # tokens before the end of the short table, which a long row's answer crosses
+BEFORE = 2  # tokens before the end of the short table, which a long row's answer crosses
 
 
 def adapter(config, dora=False):
@@ -51,7 +52,7 @@ def computed(model, processor):
         model.add_adapter(name, adapter(model.config.decoder, name == "dora"), bits=8)
     logits = model(processor.batch(prompts()))
     mx.eval(logits)
-    rows = batch_generate(model, processor, prompts(), max_tokens=6)
+    rows = batch_generate(model, processor, prompts(), max_tokens=3)
     count = model.config.decoder.rope.original_max_position_embeddings - BEFORE
     ids = np.random.default_rng(3).integers(5, 200, count).tolist()
     past = long_row(model, ids)
@@ -66,7 +67,7 @@ def long_row(model, ids):
     from mlx_phi4.generation.sequence import Sequence
     from mlx_phi4.inputs.processor import Row
 
-    sequence = Sequence(Row(tuple(ids), (), "text", None), GenerationOptions(max_tokens=10))
+    sequence = Sequence(Row(tuple(ids), (), "text", None), GenerationOptions(max_tokens=5))
     decoded(model, sequence)
     return sequence.tokens
 
@@ -83,7 +84,7 @@ def same(result, *folders):
         loading = {"peak": mx.get_peak_memory() - before, "held": mx.get_active_memory() - before}
         read = weight_bytes(model, "vision")
         logits, tokens = computed(model, processor)
-        drawn = batch_generate(model, processor, ["Tell me."], max_tokens=6, temperature=1.0)[0].tokens
+        drawn = batch_generate(model, processor, ["Tell me."], max_tokens=3, temperature=1.0)[0].tokens
         later = mlx_phi4.load(folder)[0]
         later.shard(group, head="shared")
         shared = np.array(later(processor.batch(["Tell me of the sea."])))
@@ -137,5 +138,19 @@ def _arm(when):
         following.Follower._step = dying
 
 
+def serving(*tests):
+    """Rank 0 runs tests of the server with a model that the other ranks share with it."""
+    import pytest
+    import serving
+
+    from mlx_phi4 import distributed
+    from mlx_phi4.commands import ranks
+
+    serving.SHARED["phi4-tiny"] = ranks.loaded("phi4-tiny")
+    code = pytest.main(["-x", "-p", "no:cacheprovider", *tests])
+    distributed.leave(int(code))
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    {"same": same, "killed": killed}[sys.argv[1]](*sys.argv[2:])
+    {"same": same, "killed": killed, "serving": serving}[sys.argv[1]](*sys.argv[2:])

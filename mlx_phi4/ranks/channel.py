@@ -30,8 +30,8 @@ class Connection:
 
     def __init__(self, connected: socket.socket):
         connected.settimeout(None)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if connected.family in (socket.AF_INET, socket.AF_INET6):
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket, self._sending = connected, threading.Lock()
 
     def send(self, message: dict, data: bytes | memoryview = b"") -> None:

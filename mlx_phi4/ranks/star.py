@@ -46,6 +46,7 @@ class Ranks:
         self._replies: dict[tuple[int, int], Reply] = {}
         self._asked = self._gatherings = 0
         self._gone: set[int] = set()  # ranks that left in an orderly way
+        self.busy = mode == "tensor"  # whether this process does what it cannot do without rank 0
         self._ending = False
         self._why: str | None = None
         self._group: Any = None
@@ -154,19 +155,23 @@ class Ranks:
             self._changed.notify_all()
         why, code = message.get("why"), message.get("code")
         if self.rank:
-            with self._lock:
-                waits = bool(self._answers)
-            if waits:
+            if self._waits:
                 self._end(None)
                 return
             self.orders.put((message, b""))
-            # it may work on, or wait for a sum that rank 0 has no part in any more
-            timer = threading.Timer(LEAVING_SECONDS, lambda: os._exit(code or FAILED))
-            timer.daemon = True
-            timer.start()
+            if self.busy:  # it may work on, or wait for a sum that rank 0 has no part in any more
+                timer = threading.Timer(LEAVING_SECONDS, lambda: os._exit(code or FAILED))
+                timer.daemon = True
+                timer.start()
         elif why is not None or (code and self.mode == "tensor"):
             line = why or f"ended with exit code {code}"
             threading.Timer(OWN_WORDS, self._end, [f"{self.name(rank)}: {line}"]).start()
+
+    @property
+    def _waits(self) -> bool:
+        """Whether this process waits for an answer of rank 0."""
+        with self._lock:
+            return bool(self._answers)
 
     def _lost(self, rank: int) -> None:
         with self._changed:
@@ -177,6 +182,8 @@ class Ranks:
         if self.mode == "data" and self.rank == 0:
             for tell in self.on_lost:
                 tell(rank)
+            return
+        if not self.busy and not self._waits:  # a program of its own, whose shared work is done
             return
         # nobody else can say it where rank 0 is gone
         self._end(f"{self.name(rank)} is gone: it ended, or is not heard any more" if self.rank <= 1 else None)

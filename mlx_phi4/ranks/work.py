@@ -163,6 +163,7 @@ def share_out(
     others: SimpleQueue[tuple[int, Any]] = SimpleQueue()
     shared = SharedWork(ranks, sizes, lambda index, result: others.put((index, result)))
     left = sum(size is not None for size in sizes)
+    ranks.busy = True
     for indices in shared.rounds():
         for index, result in work(indices):
             shared.finish(index, result)
@@ -175,3 +176,5 @@ def share_out(
     while ranks.rank == 0 and left:
         left -= 1
         yield others.get()
+    ranks.busy = False
+    ranks.gather(None)  # all know that nothing is left, and may go
