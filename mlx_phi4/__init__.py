@@ -32,6 +32,7 @@ __all__ = [
     "Request",
     "Segment",
     "Transcript",
+    "add_modality",
     "batch_generate",
     "benchmark",
     "cache_prompt",

@@ -1,5 +1,6 @@
 """The public names. ``mlx_phi4`` imports this module when one of them is first used."""
 
+from .checkpoint.modality_loading import add_modality
 from .commands.chat import chat
 from .converter.convert import convert
 from .errors import Phi4Error
@@ -33,6 +34,7 @@ __all__ = [
     "Request",
     "Segment",
     "Transcript",
+    "add_modality",
     "batch_generate",
     "benchmark",
     "cache_prompt",

@@ -41,7 +41,7 @@ class Series:
 
 
 def prepare_series(source) -> Series:
-    """A list or an array of numbers, or the path of a JSON file with a list; cut to whole patches. Raises MediaError."""
+    """A list or an array of numbers, or the path of a JSON file with one; cut to whole patches. Raises MediaError."""
     if isinstance(source, Series):
         return source
     try:

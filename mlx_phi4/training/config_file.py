@@ -76,6 +76,10 @@ def _check_without_effect(path: Path, name: str, value: Any) -> None:
 
 def _number(value: Any) -> Any:
     """YAML takes 1e-5 for a string: it wants a dot."""
+    if isinstance(value, list):
+        return [_number(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _number(each) for name, each in value.items()}
     if isinstance(value, str):
         try:
             return float(value) if any(c in value for c in "eE.") else value

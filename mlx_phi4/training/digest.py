@@ -10,14 +10,14 @@ from ..device import exclusive
 from ..inputs.processor import Processor, Request
 from ..model import Phi4
 
-PIXELS, SECONDS, RATE = 64, 0.4, 16_000
+PROBE_PIXELS, PROBE_SECONDS, PROBE_RATE = 64, 0.4, 16_000
 
 
 def mode_digests(model: Phi4, processor: Processor) -> dict[str, str]:
     """Mode -> digest of the logits, bit by bit, that a small request of this mode gets."""
-    ramp = np.arange(PIXELS * PIXELS * 3, dtype=np.uint32).reshape(PIXELS, PIXELS, 3)
+    ramp = np.arange(PROBE_PIXELS * PROBE_PIXELS * 3, dtype=np.uint32).reshape(PROBE_PIXELS, PROBE_PIXELS, 3)
     picture = (ramp % 251).astype(np.uint8)
-    sound = np.sin(np.arange(int(SECONDS * RATE)) / 20).astype(np.float32) / 4, RATE
+    sound = np.sin(np.arange(int(PROBE_SECONDS * PROBE_RATE)) / 20).astype(np.float32) / 4, PROBE_RATE
     requests = {"text": Request("What is it?")}
     if model.config.multimodal:
         requests |= {
