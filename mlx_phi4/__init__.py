@@ -34,6 +34,7 @@ __all__ = [
     "ToolCall",
     "Transcript",
     "Video",
+    "add_modality",
     "batch_generate",
     "benchmark",
     "cache_prompt",
@@ -45,7 +46,10 @@ __all__ = [
     "generate",
     "live",
     "load",
+    "predict_training",
     "stream_generate",
+    "test_adapter",
+    "train_adapter",
     "transcribe",
 ]
 

@@ -1,5 +1,6 @@
 """The public names. ``mlx_phi4`` imports this module when one of them is first used."""
 
+from .checkpoint.modality_loading import add_modality
 from .commands.chat import chat
 from .converter.convert import convert
 from .errors import Phi4Error
@@ -17,6 +18,7 @@ from .inputs.tools import ToolCall
 from .loading import load
 from .modalities import Mode
 from .model import Phi4
+from .training.train import predict_training, test_adapter, train_adapter
 from .transcription.live import live
 from .transcription.transcribe import transcribe
 from .transcription.transcript import Segment, Transcript
@@ -37,6 +39,7 @@ __all__ = [
     "ToolCall",
     "Transcript",
     "Video",
+    "add_modality",
     "batch_generate",
     "benchmark",
     "cache_prompt",
@@ -48,6 +51,9 @@ __all__ = [
     "generate",
     "live",
     "load",
+    "predict_training",
     "stream_generate",
+    "test_adapter",
+    "train_adapter",
     "transcribe",
 ]

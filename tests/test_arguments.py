@@ -18,6 +18,7 @@ import mlx_phi4
 from mlx_phi4 import Phi4Error, Request, batch_generate, generate
 from mlx_phi4.arguments import kinds
 from mlx_phi4.generation.options import GenerationOptions
+from mlx_phi4.training.options import TrainingOptions
 from mlx_phi4.transcription.transcriber import Transcriber
 
 
@@ -89,6 +90,9 @@ def valid(loaded, checkpoint, tmp_path_factory):
         "evaluate_asr": both | {"manifest": "none.jsonl"}, "evaluate_pictures": both | {"manifest": "none.jsonl"},
         "evaluate_text": both | {"tasks": ["no such task"]}, "stream_generate": asked,
         "Video": {"source": "none.mp4"},
+        "train_adapter": both | {"data": "none", "adapter_path": folder / "taken" / "file"},
+        "predict_training": both | {"data": "none", "adapter_path": folder / "taken" / "file"},
+        "test_adapter": both | {"data": "none"}, "add_modality": both | {"folder": "none"},
         "transcribe": both | {"source": SOUND, "max_tokens": 1, "temperatures": 0},
     }  # fmt: skip
     owners = {"Processor": processor, "Chat": talk, "PromptCache": cache, "Transcript": transcript, "Phi4": model}
@@ -109,6 +113,8 @@ def parameters(function):
         names += inspect.signature(Transcriber).parameters
     elif function in (mlx_phi4.Chat, mlx_phi4.chat):
         names += inspect.signature(GenerationOptions).parameters
+    elif function in (mlx_phi4.train_adapter, mlx_phi4.predict_training, mlx_phi4.test_adapter):
+        names += inspect.signature(TrainingOptions).parameters
     return dict.fromkeys(names)
 
 
@@ -118,6 +124,7 @@ def words(parameter, value):
     yield from {
         "clip_timestamps": ("a clip starts at",),
         "overwrite": ("overwritten",),
+        "adapter_path": ("no such folder",),  # of the data, which is looked at next
         "text": ("a transcript", "nothing to send"),
     }.get(parameter, ())
     if isinstance(value, str) and value:

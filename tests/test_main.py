@@ -15,6 +15,7 @@ COMMANDS = {
     "chat": "--hide-thinking",
     "server": "--allow-origin",
     "transcribe": "--clip-timestamps",
+    "lora": "--grad-checkpoint",
     "convert": "--adapter-bits",
     "cache_prompt": "--prefill-step-size",
     "evaluate": "pictures",

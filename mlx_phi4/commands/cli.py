@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .. import distributed
 from ..errors import MediaError, Phi4Error, PromptError
-from ..files import expanded, read_json, taken, why_not_file
+from ..files import expanded, taken, why_not_file
 from ..terminal import say_error
 from ..transcription.transcribe import MODEL
 from . import habits
@@ -87,11 +88,6 @@ _SAMPLING = (
     click.option("--stop", multiple=True, help="End before this text; repeatable."),
     click.option("--seed", type=int, help="The same seed gives the same answer."),
 )
-_FORM = (
-    click.option("--json-schema", metavar="FILE", help="The answer is JSON that this JSON schema describes."),
-    click.option("--regex", help="The answer matches this regular expression as a whole."),
-    click.option("--think-first", is_flag=True, help="A <think> block may come before an answer in such a form."),
-)
 _ENGINE = (
     click.option("--prefill-step-size", default=2048, show_default=True, help="Prompt tokens computed at once."),
     click.option("--kv-bits", type=int, help="Keep keys and values in 8 or 4 bits."),
@@ -112,17 +108,6 @@ _ENGINE = (
 def sampling_options(command):
     """Add the options that say how tokens are chosen; names are ``stream_generate``'s."""
     return decorated(command, _SAMPLING)
-
-
-def form_options(command):
-    """Add the options that give the answer a form; ``read_form`` makes ``stream_generate``'s of them."""
-    return decorated(command, _FORM)
-
-
-def read_form(options: dict) -> dict:
-    """Options with the schema in place of its file. Raises Phi4Error."""
-    path = options.pop("json_schema")
-    return options | {"schema": None if path is None else read_json(expanded(path))}
 
 
 def engine_options(command):
@@ -208,7 +193,22 @@ def check_output(path: Path, ours: Callable[[Path], bool], overwrite: bool) -> N
 
 
 def run(command: click.Command) -> None:
-    """Run a command as a program: one line and exit code 2 for what a user can mend."""
+    """Run a command as a program: one line and exit code 2 for what a user can mend.
+
+    Of several processes that ``mlx.launch`` started one says it, and all end so.
+    """
+    try:
+        _run(command)
+    except SystemExit as stop:
+        distributed.leave(stop.code if isinstance(stop.code, int) else 0)
+        raise
+    except BaseException:
+        distributed.leave(1)
+        raise
+    distributed.leave(0)
+
+
+def _run(command: click.Command) -> None:
     try:
         _prepare_streams()
         # not command.main(): it answers an interruption with an empty line of its own
@@ -287,7 +287,8 @@ def _is_closed(number: int) -> bool:
 
 
 def _fail(message: str) -> None:
-    say_error(message)
+    if not distributed.fails(message):
+        say_error(message)
     sys.exit(2)
 
 

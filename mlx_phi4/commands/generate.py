@@ -11,7 +11,9 @@ import click
 
 from ..errors import Phi4Error
 from ..terminal import say, shown
-from . import cli
+from . import cli, ranks
+from .adapters import adapter_options, check_adapters
+from .forms import form_options, read_form
 from .speculation import check_speculation, open_speculation, speculation_options
 from .tools import read_tool_options, tool_options
 from .videos import see_videos, video_options
@@ -22,13 +24,14 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 
 @cli.command("mlx_phi4.generate")
 @cli.model_option()
+@adapter_options
 @click.option("--prompt", "-p", help="The user's turn; '-' reads standard input.")
 @click.option("--system", "--system-prompt", help="A system message in front.")
 @click.option("--image", "images", multiple=True, help="A picture's path, '-' for standard input; repeatable.")
 @click.option("--audio", "audios", multiple=True, help="A recording's path; repeatable.")
 @video_options
 @cli.sampling_options
-@cli.form_options
+@form_options
 @cli.engine_options
 @speculation_options
 @tool_options
@@ -39,9 +42,12 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 @click.option("--verbose", type=bool, is_flag=False, flag_value=True, hidden=True)  # mlx_lm's: --verbose False
 @click.option("--quiet", is_flag=True, help="No progress and no statistics.")
+@ranks.parallel_option("tensor")
 def main(
     model,
     revision,
+    adapters,
+    parallel,
     prompt,
     images,
     audios,
@@ -68,18 +74,19 @@ def main(
     images, audios, videos = cli.check_media(images), cli.check_media(audios), cli.check_media(videos)
     cache_file = cli.check_media([prompt_cache_file] if prompt_cache_file else [])
     options |= {"logit_bias": _biases(logit_bias), "stop": list(options["stop"])}
-    options = cli.read_form(options)
+    options = read_form(options)
     cli.check_options(options)
+    check_adapters(adapters, options["adapter"], quiet)
     check_speculation(options["speculation"], draft_model)
     options = read_tool_options(options)
+    ranks.check_input(prompt, *images)
     prompt = cli.read_prompt(prompt)
     from ..generation.generate import stream_generate
-    from ..loading import load
 
     settings = {"frames": frames, "fps": fps, "with_sound": with_sound}
     options["videos"] = see_videos(videos, quiet, options["max_crops"], **settings)
     images = [sys.stdin.buffer.read() if image == "-" else image for image in images]
-    model, processor = load(model, revision=revision, quiet=quiet)
+    model, processor = ranks.loaded(model, parallel, revision=revision, adapters=adapters, quiet=quiet)
     options["speculation"] = open_speculation(options["speculation"], draft_model, model, processor, quiet)
     if cache_file:
         from ..generation.prompt_cache import PromptCache

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..generation.chat import Chat
     from ..vision.video import Video
 
+ENDINGS = ("/exit", "/quit")
 HELP = """\
 /image PATH    attach a picture to your next message
 /video PATH    attach a video: frames of it, and its sound with --with-sound
@@ -39,7 +40,7 @@ HELP = """\
 /system TEXT   replace the system message; without TEXT, show it
 /save FILE     write the conversation as JSON; /save! FILE replaces a file
 /help          this list
-/exit          end (as Ctrl-D does, which asks once if the conversation is not saved)
+/exit, /quit   end (as Ctrl-D does, which asks once if the conversation is not saved)
 //...          a message that begins with /
 Ctrl-C stops an answer, or clears the line. Lines that are pasted are one message."""
 
@@ -83,7 +84,7 @@ class Repl:
 
     def run(self) -> None:
         """Until end of input or ``/exit``. Where no terminal is read, Ctrl-C raises KeyboardInterrupt."""
-        messages = Messages({*self.commands, "/exit"})
+        messages = Messages({*self.commands, *ENDINGS})
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")  # an answer may hold what the terminal's encoding lacks
         if self._greet:
@@ -92,7 +93,7 @@ class Repl:
         while True:
             try:
                 message = messages.read()
-                if message == "/exit":
+                if message in ENDINGS:
                     return
                 asked = False
                 self._take(message)

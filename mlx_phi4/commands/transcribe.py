@@ -3,10 +3,12 @@
 import click
 from click.core import ParameterSource
 
+from .. import distributed
 from ..errors import Phi4Error
 from ..transcription.tasks import TASKS
 from ..transcription.transcript import FORMATS
-from . import cli
+from . import cli, ranks
+from .adapters import adapter_options, check_adapters
 
 OF_FILES = (
     "output_dir", "output_template", "stdout", "overwrite", "recursive", "clip_timestamps", "partial", "jobs",
@@ -31,6 +33,7 @@ class _Command(click.Command):
 @cli.command("mlx_phi4.transcribe", cls=_Command)
 @click.argument("sources", nargs=-1, metavar="FILE|FOLDER|-...")
 @cli.model_option()
+@adapter_options
 @click.option("--task", type=click.Choice(TASKS), default="transcribe", show_default=True, help="What to do.")
 @click.option("--to", metavar="LANGUAGE", help="Language of a translation, French or fr.  [default: English]")
 @click.option("--prompt", "-p", help="Asked instead of the task's own prompt.")
@@ -80,25 +83,32 @@ class _Command(click.Command):
 @click.option("--device", help="With --live: the microphone, a number or a part of its name.")
 @click.option("--verbose", is_flag=True, help="Show the texts on standard error, too.")
 @click.option("--quiet", is_flag=True, help="Only errors on standard error.")
-def main(sources, temperatures, live, rate, channels, device, **options):
+@ranks.parallel_option("data", "tensor")
+def main(sources, temperatures, adapters, parallel, live, rate, channels, device, **options):
     """Transcribe or translate recordings, or ask about them, with Phi-4-multimodal.
 
     With --live: what is being said, as text on standard output when a pause ends it.
     """
     options["temperatures"] = _numbers(temperatures)
+    check_adapters(adapters, options["adapter"], options["quiet"])
     if live:
         _refuse_given(OF_FILES, "go without --live: its text is printed")
+        if distributed.is_launched():
+            raise Phi4Error("--live hears one stream of sound: it runs without mlx.launch")
         from ..transcription.listening import listen
 
         options = {name: value for name, value in options.items() if name not in OF_FILES}
-        failed = listen(_heard(sources), rate=rate, channels=channels, device=device, **options)
+        sound = {"rate": rate, "channels": channels, "device": device}
+        failed = listen(_heard(sources), adapters=adapters, **sound, **options)
     else:
         _refuse_given(OF_LIVE, "go with --live")
         if not sources:
             raise click.UsageError("Missing argument 'FILE|FOLDER|-...' (or --live).")
         from ..transcription.files import transcribe_files
 
-        failed = transcribe_files(sources, **options).failed
+        model, revision, quiet = (options[name] for name in ("model", "revision", "quiet"))
+        ranks.prepare(model, parallel, revision=revision, adapters=adapters, quiet=quiet)
+        failed = transcribe_files(sources, adapters=adapters, **options).failed
     if failed:
         raise click.exceptions.Exit(1)
 

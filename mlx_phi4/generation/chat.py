@@ -34,19 +34,26 @@ class Chat:
     its attachments stay for another try.
     """
 
-    @takes(model=kinds.model, processor=kinds.processor, system=kinds.text | None, max_crops=kinds.integer() | None)
+    @takes(
+        model=kinds.model,
+        processor=kinds.processor,
+        system=kinds.text | None,
+        adapter=kinds.text | None,
+        max_crops=kinds.integer() | None,
+    )
     def __init__(
         self,
         model: "Phi4",
         processor: "Processor",
         *,
         system: str | None = None,
+        adapter: str | None = None,
         max_crops: int | None = None,
         tools: list[dict] | str | None = None,
         **options,
     ):
-        """``max_crops`` is that of every picture and video, ``tools`` are what the model may call; ``options`` are
-        those of ``stream_generate``.
+        """``adapter`` is that of all turns, None for their modes' own, ``max_crops`` that of every picture and video;
+        ``tools`` are what the model may call and ``options`` those of ``stream_generate``.
 
         Raises Phi4Error if one is out of its range.
         """
@@ -56,8 +63,8 @@ class Chat:
         kinds.settled({"max_crops": crops_kind | None}, {"max_crops": max_crops})
         self.max_crops = max_crops or MAX_CROPS
         self.model, self.processor, self.system, self.tools = model, processor, system, tools
-        self.options = {"max_tokens": MAX_TOKENS} | options
-        _check(processor, self.options, tools)
+        self.adapter, self.options = adapter, {"max_tokens": MAX_TOKENS} | options
+        _check(processor, adapter, self.options, tools)
         self.cache = PromptCache()
         self.turns: list[dict] = []
         self.attached: list[dict] = []
@@ -166,6 +173,7 @@ class Chat:
             self.processor,
             [*self.messages, *asked],
             tools=self.tools,
+            adapter=self.adapter,
             prompt_cache=self.cache,
             **self.options,
         )
@@ -214,14 +222,16 @@ class Chat:
         return path
 
 
-def _check(processor: "Processor", options: dict, tools: list[dict] | str | None) -> None:
+def _check(processor: "Processor", adapter: str | None, options: dict, tools: list[dict] | str | None) -> None:
     """Refuse options at the start of a chat, not in its first answer."""
     from ..inputs.tools import read_tools
+    from ..modalities import Mode, chosen_adapter
     from .options import make_options
     from .text import AnswerText
     from .tool_choice import answer_form
 
-    chosen = make_options(options, also=("system", "tools"))
+    chosen = make_options(options, also=("system", "adapter", "tools"))
+    chosen_adapter(adapter, Mode.TEXT, processor.adapters)
     AnswerText(processor.tokenizer, chosen.stop)
     answer_form(read_tools([] if tools is None else tools), chosen, processor.tokenizer)
     decoder = processor.config.decoder

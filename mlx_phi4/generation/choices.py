@@ -84,7 +84,7 @@ def _chosen(choices: list[Choice], logits: mx.array) -> Sampled:
     tokens = found[0] if len(found) == 1 else mx.concatenate(found)
     if order != sorted(order):
         tokens = tokens[mx.array(np.argsort(order))]
-    sampled = Sampled(tokens.astype(mx.uint32), errors=errors)
+    sampled = Sampled(choices[0].sequence.model.agreed(tokens.astype(mx.uint32)), errors=errors)
     for index, choice in enumerate(choices):
         asked = choice.sequence.options.logprobs
         if asked is not None:

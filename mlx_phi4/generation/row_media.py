@@ -40,7 +40,7 @@ class RowMedia:
             self._encoding = first, item, model.embed_slices(item, mode)
         first, item, slices = self._encoding
         try:
-            next(slices)
+            mx.eval(next(slices))
         except StopIteration as end:
             mx.eval(end.value)
             if len(end.value) != item.tokens:

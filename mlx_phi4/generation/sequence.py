@@ -85,6 +85,7 @@ class Sequence:
         self.accepted = self.rejected = 0  # drafted tokens that were right, and that were verified in vain
         if draft is not None:
             self.draft = draft
+        self.model: Phi4 | None = None  # that it was admitted to
         self.state: RowState | None = None
         self.tokens: list[int] = []  # of the answer, as far as they were read
         self.chosen = 0  # tokens of the answer that were chosen, read or not
@@ -112,7 +113,7 @@ class Sequence:
         """Refuse what this model cannot compute. Raises Phi4Error."""
         decoder, length = model.config.decoder, len(self.row.ids)
         self.options.kv.check(decoder.head_dim)
-        if self.row.adapter is not None and self.row.adapter not in model.config.adapters:
+        if self.row.adapter is not None and self.row.adapter not in model.adapters:
             raise PromptError(f"this model has no adapter {self.row.adapter!r}")
         if not length:
             raise PromptError("the prompt is empty")
@@ -141,7 +142,8 @@ class Sequence:
             self.sampler.rewind(self.known)
         else:
             self.sampler = Sampler(options, self.row.ids, self.stop_ids, decoder.vocab_size)
-        self._model = model
+        self.model = model
+        model.adapters.hold(self)
         if not prefill:
             self.admitted_at = time.perf_counter()
             return
@@ -196,7 +198,7 @@ class Sequence:
     def change_regime(self, model: Phi4) -> None:
         """Drop the keys rotated by the short table; all tokens so far are to be prefilled with the long one."""
         caches = self.options.kv.make(len(model.model.layers))
-        self.state, self.pending = RowState(self.row.adapter, True, caches), None
+        self.state, self.pending = model.new_state(self.row, caches, long=True), None
 
     def piece(self) -> Run:
         """The next tokens to prefill: the same ones whatever else is in the batch."""
@@ -292,7 +294,7 @@ class Sequence:
         """Give the state back to the prompt cache and let go of all the rest."""
         cache, state = self.options.prompt_cache, self.state
         if cache is not None and not self.shares_cache and state is not None and state.offset:
-            cache.put(self._model, state, self.row, self.tokens, self.options.kv)
+            cache.put(self.model, state, self.row, self.tokens, self.options.kv)
             cache.draft = None if self.speculation is None else self.speculation.model
-        self.state, self.pending, self._model, self.speculation = None, None, None, None
+        self.state, self.pending, self.model, self.speculation = None, None, None, None
         self._media.clear()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from numbers import Real
 from typing import Any
 
+from ..arguments import kinds
 from ..errors import MediaError, PromptError
 from ..modalities import MODALITIES, Medium
 from ..sources import from_base64
@@ -87,3 +88,16 @@ def _video(part: dict) -> SeenVideo | Video:
     if isinstance(value, (SeenVideo, Video)):
         return value
     return Video(value, **settings)
+
+
+def brief(value) -> str:
+    """A value for a repr: what is long is told by its type and size."""
+    if isinstance(value, (bytes, bytearray)):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, list) and len(value) <= 8:
+        return f"[{', '.join(map(brief, value))}]"
+    if isinstance(value, tuple) and len(value) <= 8:
+        return f"({', '.join(map(brief, value))})"
+    if hasattr(value, "shape"):
+        return f"<{kinds.shown(value).removeprefix('an ')}>"
+    return repr(value) if any(isinstance(value, each.item) for each in MODALITIES.values()) else kinds.shown(value)

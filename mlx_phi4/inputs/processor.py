@@ -1,6 +1,6 @@
 """From requests to rows of ids and media, and to ``Inputs``, a batch of them."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 
@@ -13,7 +13,7 @@ from ..config import Config
 from ..errors import Phi4Error, PromptError
 from ..modalities import MODALITIES, Medium, adapter_of, chosen_adapter, mode_of
 from ..vision.preprocess import crops_kind
-from .media import listed, prepared, see_all, with_frames
+from .media import brief, listed, prepared, see_all, with_frames
 from .prompt import Slot, build_prompt
 from .tokenizer import Tokenizer
 from .tools import RESULT_ROLES, Tool
@@ -55,7 +55,7 @@ class Request:
 
     def __repr__(self):
         given = {each.name: getattr(self, each.name) for each in fields(self)}
-        told = (f"{name}={_brief(value)}" for name, value in given.items() if value is not None)
+        told = (f"{name}={brief(value)}" for name, value in given.items() if value is not None)
         return f"Request({', '.join(told)})"
 
 
@@ -150,9 +150,17 @@ class Processor:
         tokenizer=kinds.of_class("Tokenizer", "a Tokenizer, which load reads"),
         tool_results=kinds.choice(*RESULT_ROLES),
     )
-    def __init__(self, config: Config, tokenizer: Tokenizer, *, tool_results: str = RESULT_ROLES[0]):
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        adapters: Collection[str] | None = None,
+        *,
+        tool_results: str = RESULT_ROLES[0],
+    ):
         self.config = config
         self.tokenizer = tokenizer
+        self.adapters = config.adapters if adapters is None else adapters  # of the model, also those added later
         self.tool_results = tool_results
 
     def __repr__(self):
@@ -215,6 +223,13 @@ class Processor:
 
     def row(self, request: Request) -> Row:
         """One request: its ids, its media prepared, its mode and adapter. Raises PromptError, MediaError."""
+        return self._row(request, answered=False)[0]
+
+    def conversation(self, request: Request) -> tuple[Row, tuple[tuple[int, int], ...]]:
+        """Messages as they stand, and the spans [start, stop) of ids that the assistant says; a raw prompt has none."""
+        return self._row(request, answered=True)
+
+    def _row(self, request: Request, answered: bool) -> tuple[Row, tuple[tuple[int, int], ...]]:
         seen = see_all(listed(request.videos), request.max_crops)
         given = {
             "image": [*listed(request.images), *(each for video in seen for each in video.pictures)],
@@ -225,7 +240,7 @@ class Processor:
                 raise PromptError(f"media are of kind {kind!r}, expected {', '.join(MODALITIES)}")
             given[kind] = [*given.get(kind, []), *listed(media)]
         asked = with_frames(request.prompt, request.max_crops)
-        said = {"system": request.system, "raw": request.raw, "tools": request.tools}
+        said = {"system": request.system, "raw": request.raw, "tools": request.tools, "answered": answered}
         prompt = build_prompt(self.tokenizer, asked, given, **said, result_role=self.tool_results)
         held = [kind for kind, media in prompt.media.items() if media]
         if lacking := [MODALITIES[kind] for kind in held if not MODALITIES[kind].held(self.config)]:
@@ -234,14 +249,16 @@ class Processor:
         if absent := [kind for kind in held if kind not in self.tokenizer.placeholders]:
             raise PromptError(f"this model's tokenizer has no placeholder token for {absent[0]}")
         mode = mode_of(held)
-        adapter = chosen_adapter(request.adapter, mode, self.config.adapters)
+        adapter = chosen_adapter(request.adapter, mode, self.adapters)
         ready = {
             kind: iter([prepared(kind, index, source, request.max_crops) for index, source in enumerate(media)])
             for kind, media in prompt.media.items()
         }
         ids: list[int] = []
         media: list[tuple[int, Medium]] = []
+        starts: list[int] = []
         for part in prompt.parts:
+            starts.append(len(ids))
             if not isinstance(part, Slot):
                 ids.append(part)
                 continue
@@ -251,7 +268,9 @@ class Processor:
         context = self.config.decoder.max_position_embeddings
         if len(ids) > context:
             raise PromptError(f"the prompt has {len(ids)} tokens; the context holds {context}")
-        return Row(tuple(ids), tuple(media), mode, adapter, prompt.tools)
+        starts.append(len(ids))
+        answers = tuple((starts[first], starts[last]) for first, last in prompt.answers)
+        return Row(tuple(ids), tuple(media), mode, adapter, prompt.tools), answers
 
 
 def as_requests(requests: Iterable[Request | str]) -> list[Request]:
@@ -275,16 +294,3 @@ def as_requests(requests: Iterable[Request | str]) -> list[Request]:
     if not found:
         raise PromptError("requests is empty, a batch needs at least one request")
     return found
-
-
-def _brief(value) -> str:
-    """A value for a repr: what is long is told by its type and size."""
-    if isinstance(value, (bytes, bytearray)):
-        return f"<{len(value)} bytes>"
-    if isinstance(value, list) and len(value) <= 8:
-        return f"[{', '.join(map(_brief, value))}]"
-    if isinstance(value, tuple) and len(value) <= 8:
-        return f"({', '.join(map(_brief, value))})"
-    if hasattr(value, "shape"):
-        return f"<{kinds.shown(value).removeprefix('an ')}>"
-    return repr(value) if any(isinstance(value, each.item) for each in MODALITIES.values()) else kinds.shown(value)

@@ -7,6 +7,7 @@ written as in ``tools.py``. A model whose own template opens with a system text 
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,16 @@ class Slot:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids with slots between them, the media of each kind in order of their slots, and the tools declared."""
+    """Token ids with slots between them, the media of each kind in order of their slots, and the tools declared.
+
+    ``answers`` are the spans [start, stop) of parts that the assistant says, its end tokens included, where the
+    conversation was asked for as it stands.
+    """
 
     parts: list[int | Slot]
     media: dict[str, list]
     tools: tuple[Tool, ...] = ()
+    answers: tuple[tuple[int, int], ...] = ()
 
 
 def placeholder() -> re.Pattern:
@@ -63,12 +69,15 @@ def build_prompt(
     raw: bool = False,
     tools: list | str | None = None,
     result_role: str = RESULT_ROLES[0],
+    answered: bool = False,
 ) -> Prompt:
     """Apply the template, encode, and match media with placeholders in order of appearance.
 
     ``media`` are lists by kind. Without any placeholder they go in front of the first user message (of a raw string: in
     front of it all), pictures first, then recordings, as the table of modalities has them. ``tools`` as ``read_tools``
     takes them; ``result_role`` is whose turn results are that messages of role ``tool`` hold. Raises PromptError.
+
+    ``answered`` takes messages as they stand, with no answer to come, and tells where the assistant's turns are.
     """
     in_front = [Slot(kind) for kind in MODALITIES for _ in media.get(kind, [])]
     known: tuple[Tool, ...] = ()
@@ -78,16 +87,32 @@ def build_prompt(
         messages = _messages(prompt, system)
         known = declared(messages, tools)
         pieces = _pieces(tokenizer, messages, known, result_role)
+        pieces = pieces[:-1] if answered else pieces
         front = pieces.index(tokenizer.special["<|user|>"]) + 1
     slots = [piece for piece in pieces if isinstance(piece, Slot)]
     if not slots:
         pieces = pieces[:front] + in_front + pieces[front:]
-    parts = pieces if raw else _encode(tokenizer, pieces)
+    parts, starts = (pieces, range(len(pieces))) if raw else _encode(tokenizer, pieces)
+    answers = _answers(tokenizer, pieces, starts) if answered and not raw else ()
     if not slots:
-        return Prompt(parts, media, known)
+        return Prompt(parts, media, known, answers)
     if any(media.values()) and any(slot.source is not None for slot in slots):
         raise PromptError("media come both from content parts and from images= or audios=; use one of the two")
-    return Prompt(parts, {kind: _matched(kind, slots, media.get(kind, [])) for kind in MODALITIES}, known)
+    found = {kind: _matched(kind, slots, media.get(kind, [])) for kind in MODALITIES}
+    return Prompt(parts, found, known, answers)
+
+
+def _answers(tokenizer: Tokenizer, pieces: list, starts: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Where in the parts each of the assistant's turns stands: from behind its role token through its end token."""
+    begin, end = tokenizer.special["<|assistant|>"], tokenizer.special[END]
+    found, begun = [], None
+    for index, piece in enumerate(pieces):
+        if piece is begin:
+            begun = starts[index] + 1
+        elif piece is end and begun is not None:
+            found.append((begun, starts[index] + 1))
+            begun = None
+    return tuple(found)
 
 
 def _matched(kind: str, slots: list[Slot], given: list) -> list:
@@ -185,15 +210,20 @@ def _pieces(
     return pieces
 
 
-def _encode(tokenizer: Tokenizer, pieces: list[SpecialToken | str | Slot]) -> list[int | Slot]:
-    """Encode text plainly, without the white space that a neighbouring token swallows."""
+def _encode(tokenizer: Tokenizer, pieces: list[SpecialToken | str | Slot]) -> tuple[list[int | Slot], list[int]]:
+    """Encode text plainly, without the white space that a neighbouring token swallows.
+
+    Returns the parts, and the first part of each piece.
+    """
 
     def neighbour(i: int) -> SpecialToken | None:
         piece = pieces[i] if 0 <= i < len(pieces) else None
         return tokenizer.placeholders.get(piece.kind) if isinstance(piece, Slot) else piece
 
     parts: list[int | Slot] = []
+    starts: list[int] = []
     for i, piece in enumerate(pieces):
+        starts.append(len(parts))
         if isinstance(piece, str):
             before, after = neighbour(i - 1), neighbour(i + 1)
             piece = piece.lstrip(WHITE_SPACE) if before and before.rstrip else piece
@@ -201,7 +231,7 @@ def _encode(tokenizer: Tokenizer, pieces: list[SpecialToken | str | Slot]) -> li
             parts += tokenizer.encode_plain(piece)
         else:
             parts.append(piece.id if isinstance(piece, SpecialToken) else piece)
-    return parts
+    return parts, starts
 
 
 def _content(content) -> list[str | Slot]:

@@ -36,7 +36,8 @@ class Budget:
         """From a limit in bytes for the whole process (None: what the machine recommends), a draft model in it."""
         decoder = model.config.decoder
         width = model.model.norm.weight.dtype.size
-        token = decoder.num_hidden_layers * 2 * decoder.num_key_value_heads * decoder.head_dim * width
+        heads = decoder.num_key_value_heads // (1 if model.sharding is None else model.sharding.size)
+        token = decoder.num_hidden_layers * 2 * heads * decoder.head_dim * width
         if limit is None:
             physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             limit = mx.device_info().get("max_recommended_working_set_size") or int(SHARE * physical)

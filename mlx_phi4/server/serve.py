@@ -13,6 +13,7 @@ import uvicorn
 import websockets  # noqa: F401, which uvicorn asks for only when it starts
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ..distributed import leave
 from ..errors import Phi4Error
 from .app import make_app
 from .engine import Engine
@@ -84,6 +85,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame) -> None:
         """The first signal begins to drain, the second ends the process."""
         if self.service.draining:
+            leave(128 + sig)
             os._exit(128 + sig)
         self.stop()
 
@@ -163,6 +165,7 @@ def serve(
         raise failed[0]
     sys.stdout.flush()
     if loading.is_alive():  # stopped before the model was there: native code is not to be pulled from under it
+        leave(0)
         os._exit(0)
 
 

@@ -12,6 +12,7 @@ from anyio import to_thread
 from ..errors import Phi4Error
 from ..generation.tool_choice import answer_form
 from ..inputs.processor import Processor
+from ..modalities import Mode, chosen_adapter
 from .engine import Engine
 from .errors import RequestError
 from .jobs import Delivery, Job, ServerError
@@ -33,7 +34,8 @@ class Settings:
 
     ``hosts`` are the names that a Host header may have, None for any; ``origins`` the web pages that may call;
     ``media_hosts`` those that pictures are fetched from; ``max_body`` bytes of a request; ``max_requests`` that are
-    being read, waiting or answered; ``think_first`` whether thoughts may come before an answer in a given form.
+    being read, waiting or answered; ``think_first`` whether thoughts may come before an answer in a given form;
+    ``adapter`` that of requests whose model's name has none.
     """
 
     temperature: float = 0.0
@@ -46,6 +48,7 @@ class Settings:
     reasoning_in_content: bool = False
     think_first: bool = False
     media_hosts: frozenset[str] = frozenset()
+    adapter: str | None = None
 
 
 class Service:
@@ -69,7 +72,8 @@ class Service:
     def open(self, name: str, engine: Engine) -> None:
         """The model is there: answer from now on."""
         self.processor = engine.processor
-        self.names = ModelNames(name, engine.processor.config.adapters)
+        chosen_adapter(self.settings.adapter, Mode.TEXT, engine.processor.adapters)
+        self.names = ModelNames(name, engine.processor.adapters, self.settings.adapter)
         self.metrics.show(engine)
         self.engine = engine
 

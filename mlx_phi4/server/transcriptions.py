@@ -126,13 +126,14 @@ class Transcriptions:
         if loose := [name for name, value in given.items() if not isinstance(value, str)]:
             raise wrong(loose[0], None, "a text and not a file")
         found = fields.read_fields(table, {name: value for name, value in given.items() if value != ""})
-        if self.service.names.adapter(required(found, "model")) is not None:
-            raise unsupported("model", "with an adapter is not supported here: transcriptions choose their own")
+        adapter = self.service.names.adapter(required(found, "model"))
+        if adapter in self.service.processor.config.adapters and found["model"] != self.service.names.served:
+            raise unsupported("model", "with an adapter is not supported here: transcriptions choose the model's own")
         check_multimodal(self.service)
-        transcriber = self._transcriber(task, found)
+        transcriber = self._transcriber(task, found, adapter)
         return Recording(await to_thread.run_sync(_spooled, upload.file), transcriber, found)
 
-    def _transcriber(self, task: str, found: dict[str, Any]) -> Transcriber:
+    def _transcriber(self, task: str, found: dict[str, Any], adapter: str | None) -> Transcriber:
         if any(name.startswith("timestamp") for name in found) and found.get("response_format") != "verbose_json":
             raise RequestError(
                 "timestamp_granularities goes with response_format verbose_json", param="timestamp_granularities[]"
@@ -142,7 +143,8 @@ class Transcriptions:
             prompt = f"{PROMPTS['transcribe']} The speech is in {found['language']}."
         options = {"temperatures": (found["temperature"],)} if found.get("temperature") else {}
         rows = min(PIECES, self.service.settings.max_rows)
-        return Transcriber(task=task, prompt=prompt, context=found.get("prompt"), batch_size=rows, **options)
+        options |= {"batch_size": rows, "adapter": adapter}
+        return Transcriber(task=task, prompt=prompt, context=found.get("prompt"), **options)
 
     async def _events(self, hearing: Hearing, shown: Callable | None, scope: dict) -> AsyncGenerator[str, None]:
         try:

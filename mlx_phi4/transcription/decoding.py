@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..arguments.kinds import integer, one_or_several, real, settle
+from ..arguments.kinds import integer, one_or_several, real, settle, text
 from ..config import WINDOW_SECONDS
 from .tasks import Question, split_answer
 from .transcript import Segment
@@ -35,6 +35,7 @@ DECODING_KINDS = {
     "compression_ratio_threshold": real(infinite=True) | None,
     "logprob_threshold": real(infinite=True) | None,
     "seed": integer(0),
+    "adapter": text | None,
 }
 
 
@@ -45,7 +46,7 @@ class DecodingOptions:
     ``batch_size`` pieces at once; ``max_tokens`` of an answer, None for a number that grows with the piece;
     ``temperatures`` one attempt each, until an answer passes (one number for a single attempt);
     ``compression_ratio_threshold`` and ``logprob_threshold`` that an answer must keep to, None for no such guard;
-    ``seed`` of the attempts above temperature 0.
+    ``seed`` of the attempts above temperature 0; ``adapter`` instead of speech mode's own.
     """
 
     batch_size: int = 8
@@ -54,6 +55,7 @@ class DecodingOptions:
     compression_ratio_threshold: float | None = 2.4
     logprob_threshold: float | None = -1.0
     seed: int = 0
+    adapter: str | None = None
 
     def __post_init__(self):
         settle(self, DECODING_KINDS)
@@ -87,7 +89,10 @@ class SegmentDecoder:
         options: DecodingOptions,
         pool: "Callable[[], AnswerPool] | None" = None,
     ):
+        from ..modalities import Mode, chosen_adapter
+
         processor.config.check_multimodal()
+        chosen_adapter(options.adapter, Mode.SPEECH, processor.adapters)
         self._pool = pool
         self._model, self._processor = model, processor
         self._question, self._options = question, options
@@ -178,7 +183,7 @@ class PiecesInHand:
         """What is asked about a piece."""
         from ..inputs.processor import Request
 
-        return Request(self._question.prompt, audios=[piece.clip])
+        return Request(self._question.prompt, audios=[piece.clip], adapter=self._options.adapter)
 
     def _ask(self, slot: "_Slot") -> None:
         """Begin the next attempt at a piece, a temperature higher than the last one."""

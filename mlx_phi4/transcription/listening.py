@@ -24,6 +24,7 @@ def listen(
     processor: "Processor | None" = None,
     *,
     revision: str | None = None,
+    adapters: dict[str, str] | None = None,
     rate: int | None = None,
     channels: int | None = None,
     device: str | None = None,
@@ -36,7 +37,7 @@ def listen(
 
     Args:
         source: None is the microphone, "-" standard input: raw samples, wav, or encoded sound.
-        model, processor, revision: as in ``transcribe_files``.
+        model, processor, revision, adapters: as in ``transcribe_files``.
         rate, channels: of raw samples on standard input, see ``audio.piped.PipedSound``.
         device: a microphone's number or a part of its name.
         format: txt, srt, vtt, tsv or jsonl.
@@ -55,7 +56,7 @@ def listen(
         raise Phi4Error("--device is a microphone's, and standard input (-) is heard")
     output, transcriber = LiveOutput(format, max_line_width, quiet), Transcriber(**options)
     sound = _microphone(device, output) if source is None else None  # none there: known before a model is asked for
-    loaded = model_and_processor(model, processor, revision=revision, quiet=quiet)
+    loaded = model_and_processor(model, processor, revision=revision, adapters=adapters, quiet=quiet)
     sound = sound or _pipe(rate, channels)
     for warning in transcriber.question.warnings:
         output.note(f"warning: {warning}")

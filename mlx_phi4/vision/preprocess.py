@@ -5,7 +5,7 @@ global view. Two differences are on purpose, see ``reader``.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from hashlib import blake2b
 
@@ -49,6 +49,11 @@ class Picture:
         digest.update(self.crops)
         digest.update(np.ascontiguousarray(self.global_view))
         return digest.hexdigest()
+
+    @property
+    def outline(self) -> "Picture":
+        """The same shapes without the pixels."""
+        return replace(self, global_view=self.global_view[:0], crops=self.crops[:0])
 
     @property
     def kept_cells(self) -> tuple[int, int]:
