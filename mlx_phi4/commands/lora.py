@@ -3,8 +3,9 @@
 import click
 from click.core import ParameterSource
 
+from .. import distributed
 from ..transcription.transcribe import MODEL
-from . import cli
+from . import cli, ranks
 
 _TRAINING = (
     click.option("--adapter-path", help="Folder for the adapter and the run's checkpoints.  [default: adapters]"),
@@ -69,8 +70,9 @@ def _options(command):
 @click.option("--dry-run", is_flag=True, default=None, help="Tell memory and time, and write nothing.")
 @click.option("-c", "--config", help="A YAML file with any of these options; the command line goes first.")
 @_options
+@ranks.parallel_option("data")
 @click.pass_context
-def main(context, config, **given):
+def main(context, config, parallel, **given):
     """Train a LoRA or DoRA on your examples: text, pictures and recordings, each by an adapter of its own.
 
     The base is never changed. --adapter-path is a folder for --adapter NAME=FOLDER of the other commands.
@@ -86,6 +88,10 @@ def main(context, config, **given):
     if data is None:
         raise click.UsageError("Missing option '--data'.")
     revision = options.pop("revision", None)
+    here = distributed.join(parallel)
+    if here.rank and not train:  # a measurement or a forecast is of one process
+        return
+    ranks.drop_native_noise(here)
     from ..training.train import predict_training, test_adapter, train_adapter
 
     if dry_run:
@@ -93,7 +99,7 @@ def main(context, config, **given):
         return
     if train:
         train_adapter(model, data, revision=revision, **options)
-    if test:
+    if test and not here.rank:
         click.echo(f"test: {test_adapter(model, data, revision=revision, **options)}")
 
 

@@ -13,6 +13,7 @@ from ..errors import PromptError
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..inputs.processor import Processor
     from ..model import Phi4
+    from ..ranks.star import Ranks
 
 
 def parallel_option(usual: str, *others: str):
@@ -54,7 +55,7 @@ def loaded(
     from ..ranks.leading import lead
     from ..ranks.together import same_adapters, same_folder
 
-    drop_native_noise()
+    drop_native_noise(ranks)
     folder = same_folder(ranks, name, revision, quiet)
     how = {"adapters": adapters, "lazy": lazy, "group": ranks.group, "tool_results": tool_results}
     model, processor = ranks.settle(lambda: load(folder, **how))
@@ -86,8 +87,10 @@ def prepare(
         check_same(ranks, name, revision)
 
 
-def drop_native_noise() -> None:
+def drop_native_noise(ranks: "Ranks") -> None:
     """Keep what MLX's ring writes about connections that break from standard error: the one line about it is ours."""
+    if ranks.size == 1:
+        return
     read, write = os.pipe()
     kept = os.dup(2)
     os.dup2(write, 2)

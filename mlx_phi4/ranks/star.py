@@ -46,10 +46,16 @@ class Ranks:
         self._replies: dict[tuple[int, int], Reply] = {}
         self._asked = self._gatherings = 0
         self._gone: set[int] = set()  # ranks that left in an orderly way
-        self.busy = mode == "tensor"  # whether this process does what it cannot do without rank 0
+        self.busy = self._all_needed = False  # whether this process cannot go on without rank 0, or without any
+        if mode == "tensor":
+            self.need_all()
         self._ending = False
         self._why: str | None = None
         self._group: Any = None
+
+    def need_all(self) -> None:
+        """From now on a rank that is lost ends the run."""
+        self.busy = self._all_needed = True
 
     def connect(self, connections: dict[int, Connection]) -> None:
         """Begin to listen; in the main thread, which is the one that a lost rank ends."""
@@ -163,7 +169,7 @@ class Ranks:
                 timer = threading.Timer(LEAVING_SECONDS, lambda: os._exit(code or FAILED))
                 timer.daemon = True
                 timer.start()
-        elif why is not None or (code and self.mode == "tensor"):
+        elif why is not None or (code and self._all_needed):
             line = why or f"ended with exit code {code}"
             threading.Timer(OWN_WORDS, self._end, [f"{self.name(rank)}: {line}"]).start()
 
@@ -179,7 +185,7 @@ class Ranks:
                 return
             self.lost[rank] = self.name(rank)
             self._changed.notify_all()
-        if self.mode == "data" and self.rank == 0:
+        if not self._all_needed and self.rank == 0:
             for tell in self.on_lost:
                 tell(rank)
             return

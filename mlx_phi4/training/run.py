@@ -19,10 +19,11 @@ from .features import Media
 from .options import TrainingOptions
 from .parts import kind_of, make_parts, place
 from .preferences import PreferenceLearner
-from .report import LOG, Report, plot
+from .report import LOG, Report, Unheard, plot
 from .result import write_result
 from .slots import choose, routed
 from .step import Learner
+from .together import Together
 from .trainer import Outcome, Trainer
 from .validation import Validation
 
@@ -71,13 +72,22 @@ class TrainingRun:
     Args:
         model, processor: as they were loaded; the run changes them.
         data: see ``data.load_data``.
+        together: the processes of this run; None is this one alone.
 
     Raises:
         Phi4Error: what does not fit, with file and line.
     """
 
-    def __init__(self, model: Phi4, processor: Processor, data: str | Path, options: TrainingOptions):
+    def __init__(
+        self,
+        model: Phi4,
+        processor: Processor,
+        data: str | Path,
+        options: TrainingOptions,
+        together: Together | None = None,
+    ):
         self.model, self.processor, self.options = model, processor, options
+        self.together = together or Together()
         self.folder = expanded(options.adapter_path)
         self.data = load_data(
             data,
@@ -107,17 +117,16 @@ class TrainingRun:
         """Train and write. Raises Phi4Error, and KeyboardInterrupt after Ctrl-C."""
         options, folder = self.options, self.folder
         fixed = options.fixed() | {"data": self.data.train.digest, "base": self.base.weights}
+        self.together.check_same("options, data or base", fixed)
         checkpoints = Checkpoints(folder, fixed, options.keep_checkpoints)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if options.overwrite:
-                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-                (folder / LOG).unlink(missing_ok=True)
-        except OSError as error:
-            raise Phi4Error(f"{folder}: {error.strerror or error}") from None
-        report = Report(folder, options.quiet, options.report_to, options.project_name, fixed)
+        report: Report = Unheard(folder)
+        if self.together.first:
+            self._make_folder()
+            report = Report(folder, options.quiet, options.report_to, options.project_name, fixed)
         parameters = self.parts.parameters(self.model)
-        trainer = Trainer(self.learner, parameters, self.data, self.processor, options, report, checkpoints)
+        trainer = Trainer(
+            self.learner, parameters, self.data, self.processor, options, report, checkpoints, self.together
+        )
         if options.resume:
             trainer.resume()
         self._introduce(report, sum(array.size for array in parameters.values()), trainer.progress.iteration)
@@ -125,7 +134,24 @@ class TrainingRun:
             outcome = trainer.run()
         finally:
             report.close()
-        return self._finish(outcome, report)
+        return self._finish(outcome, report) if self.together.first else self._helped(outcome)
+
+    def _make_folder(self) -> None:
+        options, folder = self.options, self.folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if options.overwrite:
+                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+                (folder / LOG).unlink(missing_ok=True)
+        except OSError as error:
+            raise Phi4Error(f"{folder}: {error.strerror or error}") from None
+
+    def _helped(self, outcome: Outcome) -> TrainingResult:
+        """What a rank knows that did not write: no folders."""
+        place(self.model, self.learner.cast(outcome.parameters))
+        progress = outcome.progress
+        figures = progress.iteration, progress.losses[-1], progress.best
+        return TrainingResult({}, *figures, self.before, progress.history)
 
     def _introduce(self, report: Report, count: int, done: int) -> None:
         for note in self.data.notes:

@@ -7,11 +7,14 @@ from ..arguments import kinds
 from ..arguments.names import takes
 from ..checkpoint.dense import make_dense, wants_dense
 from ..decoder.adapters import Adapter
+from ..distributed import join
 from ..errors import Phi4Error
 from ..files import expanded
 from ..inputs.processor import Processor
 from ..loading import load
 from ..model import Phi4
+from ..ranks.star import Ranks
+from ..ranks.together import check_same
 from .data import load_data
 from .dry_run import Forecast, forecast
 from .features import Media
@@ -21,6 +24,7 @@ from .result import find_adapters
 from .run import TrainingResult, TrainingRun, check_folder, feature_folder
 from .slots import Chosen, routed
 from .step import Learner
+from .together import Together
 from .validation import Validation, validate
 
 
@@ -35,6 +39,8 @@ def train_adapter(
 ) -> TrainingResult:
     """Train adapters, projectors or encoders over a base that stays as it is, and write them to ``adapter_path``.
 
+    Under ``mlx.launch`` each process learns from its part of every batch, and rank 0 writes.
+
     Args:
         model: a folder or a hub id as ``load`` has it; or a loaded model with its ``processor``, which belongs to the
             run from then on.
@@ -46,7 +52,7 @@ def train_adapter(
         Phi4Error: what does not fit, with file and line; in one line.
         KeyboardInterrupt: after Ctrl-C; ``resume=True`` goes on.
     """
-    return _run(model, data, processor, revision, TrainingOptions(**options)).train()
+    return _run(model, data, processor, revision, TrainingOptions(**options), join("data")).train()
 
 
 @takes(model=kinds.model_or_name, data=kinds.path, processor=kinds.processor | None, revision=kinds.text | None)
@@ -94,9 +100,13 @@ def test_adapter(
     )
 
 
-def _run(model, data, processor, revision, options: TrainingOptions) -> TrainingRun:
-    check_folder(expanded(options.adapter_path), options.resume, options.overwrite)
-    return TrainingRun(*_loaded(model, processor, revision, options), data, options)
+def _run(model, data, processor, revision, options: TrainingOptions, ranks: Ranks | None = None) -> TrainingRun:
+    ranks = ranks or Ranks()
+    if ranks.rank == 0:
+        check_folder(expanded(options.adapter_path), options.resume, options.overwrite)
+    check_same(ranks, model, revision)
+    loaded = ranks.settle(lambda: _loaded(model, processor, revision, options))
+    return TrainingRun(*loaded, data, options, Together(ranks))
 
 
 def _loaded(model, processor, revision, options: TrainingOptions) -> tuple[Phi4, Processor]:
