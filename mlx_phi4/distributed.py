@@ -37,9 +37,7 @@ def join(mode: str) -> Ranks:
 
 
 def _met(launch: Launch, mode: str) -> Ranks:
-    from . import __version__
-
-    facts = {"mlx_phi4": __version__, "mlx": version("mlx"), "parallel": mode, "ranks": launch.size}
+    facts = {"mlx_phi4": version("mlx-phi4"), "mlx": version("mlx"), "parallel": mode, "ranks": launch.size}
     ranks = Ranks(launch, mode)
     if launch.rank == 0:
         ranks.connect(receive_all(launch, facts))
