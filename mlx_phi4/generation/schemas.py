@@ -14,6 +14,10 @@ from ..files import DEEPEST
 
 DIGITS_OF_MULTIPLE = 5  # that are not zeros at an end, of multipleOf: the automaton has a state for each remainder
 
+LARGEST_BOUND = 2.0**53  # beyond, not all whole numbers are floats
+DIGITS_OF_BOUND = 12  # that count
+LEAST_DIGIT = 15  # behind the point, of numbers next to 0; the least float has 324
+
 # where a schema holds schemas
 NAMED = ("properties", "patternProperties", "$defs", "definitions")
 LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
@@ -25,7 +29,7 @@ class SchemaError(Exception):
 
 
 def read_schema(value: Any, most_bytes: int) -> str:
-    """A schema, or a pydantic model, as JSON.
+    """A schema, or a pydantic model, as JSON for the library.
 
     A pydantic model's objects have no properties but its fields, unless it says that others are allowed.
 
@@ -38,13 +42,13 @@ def read_schema(value: Any, most_bytes: int) -> str:
         raise SchemaError("a JSON schema (a dictionary) or a pydantic model")
     if not _shallow(value):
         raise SchemaError(f"at most {DEEPEST} levels of objects and lists")
-    if model:
-        for each in _schemas(value):
-            if "properties" in each:
-                each.setdefault("additionalProperties", False)
-    text = _text(value, most_bytes)
-    _check(value)
-    return text
+    schema = json.loads(_text(value, most_bytes))
+    _check(schema)
+    for each in _schemas(schema):
+        if model and "properties" in each:
+            each.setdefault("additionalProperties", False)
+        _include_bounds(each)
+    return json.dumps(schema)
 
 
 def _text(value: dict, most_bytes: int) -> str:
@@ -104,6 +108,27 @@ def _check(root: dict) -> None:
         _check_multiple(schema.get("multipleOf"))
         _check_least(schema)
     _check_ends(root)
+
+
+def _include_bounds(schema: dict) -> None:
+    """Bounds of numbers that do not belong to their range, as the next numbers that do.
+
+    The library takes some bounds for part of a range that excludes them, and knows decimals, not the numbers that they
+    are once they are read: 0.99999999999999999 is not below 1.
+    """
+    if schema.get("type") == "integer":
+        return
+    for name, inner, toward in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
+        bound, other = schema.get(name), schema.get(inner)
+        if type(bound) in (int, float) and abs(bound) < LARGEST_BOUND and type(other) in (int, float, type(None)):
+            del schema[name]
+            bound = float(Decimal(repr(bound)) + toward * _step(bound))
+            schema[inner] = bound if other is None else toward * max(toward * bound, toward * other)
+
+
+def _step(bound: float) -> Decimal:
+    """A little of a number: the library's own reading of decimals may be off by its last bit."""
+    return Decimal(1).scaleb(Decimal(repr(bound)).adjusted() - DIGITS_OF_BOUND if bound else -LEAST_DIGIT)
 
 
 def _check_multiple(value: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from . import trial_worker
 
 WALL_SECONDS = 60.0  # for an answer, however busy the machine is; the process counts its own seconds
-TOO_MUCH = f"compiling it takes more than {trial_worker.CPU_SECONDS} seconds, or too much memory"
+CPU_SECONDS = 3  # that compiling may take
 
 
 class TrialProcess:
@@ -28,7 +28,7 @@ class TrialProcess:
 
     def error(self, task: dict[str, Any]) -> str | None:
         """What is wrong with a grammar, None for nothing; also where no process can be had."""
-        line = json.dumps(task) + "\n"
+        line = json.dumps(task | {"seconds": CPU_SECONDS}) + "\n"
         with self._lock:
             while self._usable:
                 new = self._process is None
@@ -45,7 +45,7 @@ class TrialProcess:
                 if answer:
                     return json.loads(answer)["error"]
                 self._end()
-                return TOO_MUCH
+                return f"compiling it takes more than {CPU_SECONDS} seconds, or too much memory"
         return None
 
     def _start(self) -> None:

@@ -1,7 +1,7 @@
 """The process in which grammars are tried before they are compiled for good: run by its path, see ``trial``.
 
-Lines of JSON come in, {"definition", "limits", "size", "specials", "stops"}, and an object with "error" goes out for
-each, null for none. It imports the library alone, and ends with the pipe, or with what it tried.
+Lines of JSON come in, {"definition", "limits", "seconds", "size", "specials", "stops"}, and an object with "error" goes
+out for each, null for none. It imports the library alone, and ends with the pipe, or with what it tried.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import threading
 from functools import lru_cache
 
 STACK_BYTES = 4 << 20  # less than any thread has that compiles what passed
-CPU_SECONDS = 3  # of a trial
 MEMORY_BYTES = 4 << 30  # of the process, where the system keeps count
 
 
@@ -66,11 +65,12 @@ def serve() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     for line in sys.stdin:
         used = resource.getrusage(resource.RUSAGE_SELF)
-        seconds = int(used.ru_utime + used.ru_stime) + 1 + CPU_SECONDS
+        task = json.loads(line)
+        seconds = int(used.ru_utime + used.ru_stime) + 1 + task["seconds"]
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
         try:
-            error = tried(json.loads(line))
+            error = tried(task)
         except Exception as raised:
             error = str(raised)
         print(json.dumps({"error": error}), flush=True)
