@@ -1,5 +1,6 @@
 """Seeded random batches with and without speculation: the tokens must be the same.
 
+    export PYTHONPATH=.:tests/golden
     python tests/speculating.py --seeds 200                # the long run; a part of it is in test_speculation.py
     python tests/speculating.py --seeds 1 --first 17       # one batch again
 

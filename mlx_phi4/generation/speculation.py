@@ -22,8 +22,8 @@ from .options import GenerationOptions
 from .step_costs import Wanted
 
 FIRST_DRAFTS = 3  # first drafts of a row, which are made whatever is thought of them
-SHORT, LONG = 4, 32  # most tokens of a row's first drafts, and of those after drafts that were right to their ends
-LIKELY = 0.25  # that a draft's first token comes, at least
+SHORT, LONG = 8, 32  # most tokens of a row's first drafts, and of those after drafts that were right to their ends
+LIKELY = 0.25  # chance of a draft's first token at least, and of the last one of the first drafts
 QUIET, SILENT = 64, 1024  # tokens without a draft after which another is tried: the first time, and at last
 PROBE = 2  # tokens of such a draft
 KEPT_PREDICTIONS = 16  # of each tokenizer, as ids
@@ -156,7 +156,7 @@ class Speculation:
         if not likely:
             return 0
         if self._made < FIRST_DRAFTS:
-            return SHORT
+            return max(sum(chance >= LIKELY for chance in chances), PROBE)
         return PROBE if self._quiet >= self._patience else 0
 
     def draft(self, count: int) -> list[int]:
