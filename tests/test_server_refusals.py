@@ -111,7 +111,7 @@ WRONG = {
         {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no such"}}},
         {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}},
         {"type": "json_schema", "json_schema": {"name": "x", "schema": {"uniqueItems": True}}},
-        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"description": "x" * 10_000_000}}},
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"description": "x" * 1_500_000}}},
         {
             "type": "json_schema",
             "json_schema": {"name": "x", "schema": {"minimum": 2, "maximum": 1, "type": "integer"}},
