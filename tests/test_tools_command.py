@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mlx_phi4.commands.cache_prompt import command as cache_prompt
 from mlx_phi4.commands.chat import command as chat
 from mlx_phi4.commands.generate import command as generate
 
@@ -47,6 +48,17 @@ def test_a_person_gives_the_results(run_command, tools, tmp_path):
     assert "error: no call waits for a result" in err and "/result TEXT" in err
     roles = [(turn["role"], turn["content"]) for turn in json.loads(path.read_text())]
     assert roles == [("user", "What time is it?"), ("assistant", ""), ("tool", "12:30"), ("assistant", "")]
+
+
+def test_a_prompt_with_tools_is_computed_ahead(run_command, tools, tmp_path):
+    path = tmp_path / "begun.safetensors"
+    asked = ("-p", "What time is it?", "--tools", tools)
+    assert run_command(cache_prompt, *TINY, *asked, "--prompt-cache-file", path)[0] == 0
+    arguments = (*asked, "--prompt-cache-file", path, "--tool-choice", "now", "--json")
+    whole = json.loads(run_command(generate, *TINY, *arguments)[1])
+    assert whole["reused_tokens"] == whole["prompt_tokens"] - 1 and whole["tool_calls"]
+    code, out, err = run_command(cache_prompt, *TINY, "-p", "x", "--tools", "none.json", "--prompt-cache-file", path)
+    assert (code, out) == (2, "") and "none.json" in err
 
 
 BAD = {

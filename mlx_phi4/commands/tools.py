@@ -1,15 +1,16 @@
 """Options about tools, which commands that answer share."""
 
-from pathlib import Path
-
 import click
 
-from ..errors import ConfigError, Phi4Error
+from ..errors import Phi4Error
 from ..files import expanded, read_text
 from ..inputs.tools import RESULT_ROLES, read_tools
 
+tools_option = click.option(
+    "--tools", metavar="FILE", help="What the model may call: a JSON list, in OpenAI's form or Phi's."
+)
 _TOOLS = (
-    click.option("--tools", metavar="FILE", help="What the model may call: a JSON list, in OpenAI's form or Phi's."),
+    tools_option,
     click.option("--tool-choice", help="auto, none, required, or the name of a tool.  [default: auto]"),
     click.option(
         "--parallel-tool-calls/--no-parallel-tool-calls",
@@ -38,18 +39,22 @@ def tool_options(command):
 def read_tool_options(options: dict) -> dict:
     """The options with the tools of their file, checked before a model is asked for. Raises Phi4Error."""
     from ..generation.options import GenerationOptions
-    from ..generation.tool_choice import checked_choice
+    from ..generation.tool_choice import check_tools
 
-    tools = () if options["tools"] is None else _read_file(options["tools"])
-    checked_choice(tools, GenerationOptions(tool_choice=options["tool_choice"]))
-    return options | {"tools": [tool.entry for tool in tools] if tools else None}
+    text = read_file(options["tools"])
+    tools = () if text is None else read_tools(text)
+    check_tools(tools, GenerationOptions(tool_choice=options["tool_choice"]))
+    return options | {"tools": text}
 
 
-def _read_file(name: str):
-    path: Path = expanded(name)
+def read_file(name: str | None) -> str | None:
+    """The text of a file of tools, if one is named. Raises Phi4Error, with its name, for anything else."""
+    if name is None:
+        return None
+    path = expanded(name)
+    text = read_text(path)
     try:
-        return read_tools(read_text(path))
-    except ConfigError:  # it names the file
-        raise
+        read_tools(text)
     except Phi4Error as error:
         raise Phi4Error(f"{path}: {error}") from None
+    return text

@@ -29,9 +29,9 @@ class Chat:
     """A conversation with a model, turn by turn, in which no token is computed twice.
 
     ``turns`` are the finished turns as chat messages, ``attached`` the content parts that the next user turn begins
-    with, ``system`` the system message or None, ``last`` the latest response of the running or finished answer, with
-    its statistics. A turn joins the history when its answer ends or is stopped; one that fails leaves no trace, and
-    its attachments stay for another try.
+    with, ``system`` the system message or None, ``tools`` what the model may call, ``last`` the latest response of the
+    running or finished answer, with its statistics. A turn joins the history when its answer ends or is stopped; one
+    that fails leaves no trace, and its attachments stay for another try.
     """
 
     @takes(

@@ -1,6 +1,7 @@
 """Generation for people: text as it comes, whole answers, batches, and prompts computed ahead."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from ..arguments import kinds
 from ..arguments.names import takes
@@ -104,6 +105,7 @@ def batch_generate(
     requests: Iterable[Request | str],
     *,
     n: int = 1,
+    tools: list[dict] | str | None = None,
     **options,
 ) -> list[GenerationResponse]:
     """Whole answers to several requests of any modes and lengths, in one batch.
@@ -114,6 +116,7 @@ def batch_generate(
     Args:
         requests: a list, or anything else that gives them one by one; a string is a request of that prompt.
         n: answers to each request, with one prefill; with a ``seed`` answer i of a request has seed + i.
+        tools: what all answers may call whose requests bring no tools of their own.
         options: as in ``stream_generate``; a request's own ``options`` go before these. A prompt cache serves all rows
             and then keeps the first.
 
@@ -124,6 +127,8 @@ def batch_generate(
         Phi4Error: a bad request, before anything is computed.
     """
     requests = as_requests(requests)
+    if tools is not None:
+        requests = [replace(request, tools=request.tools or tools) for request in requests]
     chosen = [make_options(options, request.options) for request in requests]
     rows = [processor.row(request) for request in requests]
     caches = [id(own.prompt_cache) for own in chosen]

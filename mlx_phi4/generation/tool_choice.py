@@ -17,7 +17,7 @@ from ..inputs.tools import TOOL_CALL, TOOL_CALL_END, Tool, ToolChoice
 from .constraints import Constraint
 from .grammars import Grammar, read_grammar
 from .options import GenerationOptions
-from .structured import CompiledGrammar, compiled, define, library
+from .structured import CompiledGrammar, check, compiled, define, library
 
 AUTO = ToolChoice("auto")
 # at "x-guidance" of a schema: JSON as it is written into prompts
@@ -60,13 +60,9 @@ def answer_form(tools: Sequence[Tool], options: GenerationOptions, tokenizer: To
     if choice.mode == "none":
         return None if asked is None else compiled(asked, tokenizer)
     lazy = choice.mode == "auto" and asked is None
-    try:
-        library()
-    except Phi4Error:
-        if lazy:
-            return None
-        raise
-    schemas = [_schema(tool, f"tools[{index}].parameters of {tool.name!r}") for index, tool in enumerate(tools)]
+    if lazy and not _there():
+        return None
+    schemas = _schemas(tools)
     try:
         found = compiled(_grammar(tools, schemas, choice, options, tokenizer), tokenizer)
     except Phi4Error:
@@ -77,8 +73,28 @@ def answer_form(tools: Sequence[Tool], options: GenerationOptions, tokenizer: To
     return LazyForm(found, tokenizer.special[TOOL_CALL].id) if lazy else found
 
 
-def _schema(tool: Tool, name: str) -> Grammar:
-    return read_grammar("schema", tool.schema, name)
+def check_tools(tools: Sequence[Tool], options: GenerationOptions) -> None:
+    """Refuse what ``answer_form`` would refuse, before there is a tokenizer. Raises Phi4Error."""
+    choice = checked_choice(tools, options)
+    if choice.mode == "none" or (choice.mode == "auto" and not _there()):
+        return
+    for tool, schema in zip(tools, _schemas(tools), strict=True):
+        if tool.strict:
+            check(schema)
+
+
+def _there() -> bool:
+    """Whether llguidance is installed."""
+    try:
+        library()
+    except Phi4Error:
+        return False
+    return True
+
+
+def _schemas(tools: Sequence[Tool]) -> list[Grammar]:
+    named = ((f"tools[{index}].parameters of {tool.name!r}", tool.schema) for index, tool in enumerate(tools))
+    return [read_grammar("schema", schema, name) for name, schema in named]
 
 
 def _grammar(
