@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import Phi4Error
 from .star import Ranks, Reply
 
-SHARE = 2  # a rank holds at most such a part of an equal share of what is left,
+SHARE_LEFT = 2  # a rank holds at most such a part of an equal share of what is left,
 SHARE_AT_FIRST = 4  # and of all, while its speed is not known
 AGAIN = 0.2  # seconds after which a rank that was put off asks again
 LATER = -1
@@ -47,7 +47,7 @@ class WorkQueue:
             held = self._held.setdefault(rank, set())
             self._done.setdefault(rank, 0)
             index = self._left[-1]
-            most = max(len(self._left) // (SHARE * len(self._began)), 1)
+            most = max(len(self._left) // (SHARE_LEFT * len(self._began)), 1)
             if not self._done[rank]:
                 most = min(most, self._first)
             if len(held) >= most or not self._in_time(rank, self._sizes[index]):
