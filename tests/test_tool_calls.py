@@ -258,11 +258,12 @@ def test_calls_that_are_required_are_of_declared_tools_and_fit_them(tiny, loaded
 
 def test_choices_are_kept(tiny):
     begin = said(tiny[1], "<|tool_call|>")[0]
+    others = {token: -1000.0 for token in range(tiny[1].config.decoder.vocab_size) if token != begin}
     eager = {"logit_bias": {begin: 1000.0}, "temperature": 1.0, "seed": 1, "max_tokens": 150}
     found = {
         name: batch_generate(*tiny, [ASKED], **eager | choice)[0]
         for name, choice in {
-            "none": {"tool_choice": "none", "max_tokens": 9},
+            "none": {"tool_choice": "none", "max_tokens": 9, "logit_bias": others},
             "auto": {},
             "one": {"tool_choice": "auto", "parallel_tool_calls": False},
             "named": {"tool_choice": {"type": "function", "function": {"name": "now"}}},

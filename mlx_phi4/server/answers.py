@@ -11,6 +11,7 @@ from ..inputs.tokenizer import Tokenizer
 from ..inputs.tools import ToolCall
 from .jobs import Delivery
 from .service import Asked
+from .tools import deltas
 
 LEAST_LOGPROB = -9999.0  # OpenAI's own stand-in for minus infinity, which JSON lacks
 
@@ -95,7 +96,7 @@ class ChatForm:
                 piece = {"index": index, **self._piece(content, thought), "logprobs": shown, "finish_reason": None}
                 yield self._chunk([piece])
             for call in delivery.tool_calls:
-                for delta in _deltas(call, called[index]):
+                for delta in deltas(call, called[index]):
                     yield self._chunk([{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}])
                 called[index] += 1
             if delivery.finish_reason:
@@ -138,14 +139,6 @@ class ChatForm:
         data = self._tokenizer.token_bytes(token)
         shown = logprob if math.isfinite(logprob) else LEAST_LOGPROB
         return {"token": data.decode("utf-8", "replace"), "logprob": shown, "bytes": list(data)}
-
-
-def _deltas(call: ToolCall, index: int) -> list[dict]:
-    """A call in pieces: who is called, then the arguments."""
-    told = call.message
-    begun = {"index": index, **told, "function": told["function"] | {"arguments": ""}}
-    rest = {"index": index, "function": {"arguments": told["function"]["arguments"]}}
-    return [{"tool_calls": [begun]}, {"tool_calls": [rest]}]
 
 
 class TextForm(ChatForm):

@@ -1,25 +1,23 @@
 """The bodies of chat and text completions: tables of their parameters, and what they ask of the engine."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..arguments.kinds import Unfit
-from ..errors import Phi4Error, PromptError
+from ..errors import PromptError
 from ..generation.grammars import Grammar
 from ..generation.options import GenerationOptions, answer_number
 from ..generation.sampling import PENALTIES
 from ..generation.speculation import encoded
 from ..generation.tool_choice import Form, checked_choice
 from ..inputs.processor import Processor, Request, Row
-from ..inputs.tools import ToolChoice, tool_choice
 from . import fields
 from .errors import RequestError
 from .fields import boolean, integer, mapping, number, one_of, refused, text
 from .forms import response_format
 from .messages import Fetch, read_messages
 from .names import ModelNames
+from .tools import TOOL_FIELDS, naming
 from .wire import dumps
 
 MOST_ANSWERS = 128  # to one prompt
@@ -70,11 +68,8 @@ CHAT = {
     "logprobs": boolean,
     "top_logprobs": integer(0, 20),
     "modalities": lambda value, name: _only_text(value, name),
-    "tools": fields.listed,
-    "tool_choice": lambda value, name: _tool_choice(value, name),
-    "parallel_tool_calls": boolean,
     "prediction": fields.prediction,
-    **dict.fromkeys(("functions", "function_call"), lambda value, name: _older(value, name)),
+    **TOOL_FIELDS,
     **dict.fromkeys(("audio", "reasoning_effort", "verbosity", "web_search_options"), refused),
     **_COMMON,
 }
@@ -150,7 +145,7 @@ def read_chat(given: Mapping[str, Any], reader: Reader) -> Ask:
     required = "tool_choice" in found and found["tool_choice"].mode == "required"
     if reader.think_first and (found.get("response_format") or required):
         found["response_format"] = found.get("response_format", {}) | {"think_first": True}
-    with _naming():
+    with naming():
         return _ask(found, [reader.processor.row(request)], reader, logprobs)
 
 
@@ -232,31 +227,6 @@ def _check_length(texts: Iterable[str], reader: Reader, what: str = "the prompt"
     letters, context = sum(map(len, texts)), reader.processor.config.decoder.max_position_embeddings
     if letters > LETTERS * context:
         raise PromptError(f"{what} has {letters} characters, too many for the context of {context} tokens")
-
-
-def _tool_choice(value: Any, name: str) -> ToolChoice:
-    try:
-        return tool_choice(value)
-    except Unfit as error:
-        raise fields.wrong(name, value, str(error)) from None
-
-
-def _older(value: Any, name: str) -> None:
-    raise fields.unsupported(name, f"is an older form: use {'tools' if name == 'functions' else 'tool_choice'}")
-
-
-@contextmanager
-def _naming() -> Iterator[None]:
-    """What is wrong with messages and tools says where at its beginning: that is the parameter."""
-    try:
-        yield
-    except RequestError:
-        raise
-    except Phi4Error as error:
-        where = str(error).partition(" ")[0]
-        if not where.startswith(("messages[", "tool")):
-            raise
-        raise RequestError(str(error), param=where, code="invalid_value") from None
 
 
 def _only_text(value: Any, name: str) -> None:
