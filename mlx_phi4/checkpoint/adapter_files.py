@@ -73,6 +73,9 @@ def write_adapter(
         CheckpointError: there is something else, the form cannot hold the adapter, or the disk refuses.
     """
     folder = expanded(folder)
+    magnitudes = [part.magnitude for part in adapter.linears.values() if part.magnitude is not None]
+    if any(mx.isnan(each).any() for each in magnitudes):
+        raise CheckpointError("rows that DoRA left out have no magnitude yet; a model that it is added to gives them")
     tensors, config = to_peft(adapter) if form == "peft" else to_mlx_lm(adapter, decoder)
     known = {"format": LIBRARY[form]}
     if adapter.base is not None:

@@ -25,7 +25,7 @@ FUSED = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_proj
 PEFT_KINDS = {"lora_A": "down", "lora_B": "up", "lora_magnitude_vector": "magnitude"}
 _NAME = re.compile(
     r"(?P<module>(?:model\.)*layers\.(?P<layer>0|[1-9]\d{0,5})\.(?P<linear>(?:self_attn|mlp)\.\w+_proj))"
-    rf"\.(?P<kind>{'|'.join(PEFT_KINDS)})(?:\.(?!weight$)[^.]+)?(?:\.weight)?"
+    rf"\.(?P<kind>{'|'.join(PEFT_KINDS)})(?:\.(?!weight$|bias$)[^.]+)?(?:\.weight)?"
 )
 # part of a name -> what it belongs to, the first one counts
 FOREIGN = {
