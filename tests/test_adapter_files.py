@@ -111,6 +111,14 @@ def test_outputs_are_those_of_mlx_lm(checkpoint, dora, tmp_path):
     assert type(theirs.layers[0].mlp.gate_up_proj) is nn.Linear  # the first layer was left out
 
 
+def test_linears_that_an_adapter_lacks_are_not_missed(model, tmp_path):
+    """A folder names what it holds: one of the first layer alone is not taken for one that lost the others."""
+    for form in ("peft", "mlx-lm"):
+        adapter = random_adapter(model.config, linears=("layers.0.mlp", "layers.1.self_attn.o_proj"))
+        folder = write_adapter(tmp_path / form, adapter, model.config.decoder, form=form)
+        assert read_adapter(folder, model.config.decoder).linears.keys() == adapter.linears.keys()
+
+
 def test_one_rank_for_all_is_made_of_zeros_and_taken_back(model, tmp_path):
     adapter = random_adapter(model.config, rank=2)
     adapter.linears.update(random_adapter(model.config, seed=1, rank=5, linears=("down_proj",)).linears)
