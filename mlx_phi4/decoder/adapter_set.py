@@ -90,7 +90,9 @@ class AdapterSet(Mapping):
         made = {}
         for path, part in adapter.linears.items():
             lora = made[path] = LoRA.of(part)
-            if not train:
+            if train:
+                lora.fix_gain(self._linear(path).base, train=True)
+            else:
                 _prepare(lora, self._linear(path), dtype, bits)
             mx.eval(lora.parameters())
         wrong = mx.array(sum(1 - mx.isfinite(a).all() for lora in made.values() for a in _floats(lora)))
