@@ -1,5 +1,6 @@
 """Processes of ``mlx.launch``: they meet or say who does not come, share a model or a queue, and end together."""
 
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import click
+import mlx.core as mx
 import numpy as np
 import pytest
 import soundfile
@@ -19,11 +21,13 @@ from ranks import JOB, PROGRAM, assert_refused, ended, free_ports, hosts, launch
 from mlx_phi4 import Phi4Error, distributed
 from mlx_phi4.checkpoint.digest import folder_digests
 from mlx_phi4.commands.generate import command as generate
+from mlx_phi4.commands.lora import command as lora
 from mlx_phi4.ranks.channel import Broken, Connection, Line
 from mlx_phi4.ranks.meeting import Launch, NoAnswer, join_first, launched, receive_all, report_failure
 from mlx_phi4.ranks.star import Ranks
 from mlx_phi4.ranks.together import agreed_files, same_folder
 from mlx_phi4.ranks.work import LATER, WorkQueue, share_out
+from mlx_phi4.training.together import Together
 
 MEDIA = Path(__file__).parents[1] / "examples" / "media"
 FACTS = {"mlx_phi4": "1"}
@@ -345,3 +349,44 @@ def test_one_module_decides_what_is_shared(monkeypatch):
             (option,) = [each for each in command.params if each.name == "parallel"]
             assert option.default == mode
     assert ended(start([*PROGRAM, "generate", "--parallel", "data"]))[0][0] == 2 and os.environ  # nothing to share out
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_training_on_ranks_gives_what_one_process_gives(size, tmp_path, run_command):
+    lines = [
+        {"prompt": f"Say {word}.", "completion": " ".join([word] * (1 + i % 3))} for i, word in enumerate("abcdefg")
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ["--data", tmp_path / "train.jsonl", "--batch-size", 5, "--learning-rate", 1e-3, "--rank", 4]
+    options += ["--iters", 8, "--held-out", 0, "--grad-accumulation-steps", 2, "--quiet", "--no-plot"]
+    ask = ["lora", "--train", "--model", "phi4-tiny", *options]
+    assert launch(*ask, "--adapter-path", tmp_path / "many", size=size) == [(0, "", "")] * size
+    assert run_command(lora, *ask[1:], "--adapter-path", tmp_path / "one")[0] == 0
+    one, many = (mx.load(str(tmp_path / name / "adapter_model.safetensors")) for name in ("one", "many"))
+    assert max(abs(one[name] - many[name]).max().item() for name in one) < 1e-5
+    assert any(abs(many[name]).max().item() > 1e-3 for name in many if "lora_B" in name)  # it did learn
+
+
+def test_ranks_share_a_batch_without_repeats():
+    batch = list(range(7))
+    shares = []
+    for rank in range(3):
+        together = Together()
+        together.ranks = Ranks(Launch(rank, 3, ("", 0), ()), "data")
+        shares.append(together.share(batch))
+        with pytest.raises(Phi4Error, match="a batch of 2 cannot be shared out to 3 ranks"):
+            together.share([0, 1])
+    assert sorted(unit for share in shares for unit in share) == batch
+
+
+def test_weights_that_differ_between_ranks_end_a_run(together):
+    def compare(ranks):
+        here = Together()
+        here.ranks, here._sharding = ranks, object()
+        here.check_equal({"up": mx.full((2,), 1.0 + ranks.rank * 2**-20)})
+
+    found = together(compare, compare)
+    assert all("the weights of rank" in str(each) and "differ" in str(each) for each in found)
