@@ -16,7 +16,7 @@ from starlette.responses import Response
 from .service import Service
 
 SOURCES = Path(__file__).parents[1] / "assets" / "page"
-MAIN, LIBRARY = "main.js", "marked.js"
+MAIN, MARKDOWN_LIBRARY = "main.js", "marked.js"
 STYLES = ("page.css", "chat.css", "transcribe.css", "dialogs.css", "narrow.css")
 _IMPORT = re.compile(r'^import\s+\{[^}]*\}\s+from\s+"\./(?P<name>[\w-]+\.js)";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=const |let |function|async |class )", re.MULTILINE)
@@ -50,7 +50,7 @@ class Page:
 def assembled() -> tuple[str, str]:
     """The page with style and scripts inside, and the content security policy that allows just these."""
     style = "\n".join(map(_read, STYLES))
-    library, script = _SOURCE_MAP.sub("", _read(LIBRARY)), joined(MAIN)
+    library, script = _SOURCE_MAP.sub("", _read(MARKDOWN_LIBRARY)), joined(MAIN)
     text = _read("page.html")
     for mark, part in {"{{style}}": style, "{{library}}": library, "{{script}}": script}.items():
         text = text.replace(mark, part)

@@ -28,7 +28,7 @@ LOOK_SECONDS = 0.5  # between two looks whether the server stops, or the ears ha
 ROOM_LOOK = 0.02  # s between two looks whether the ears have room again
 MOST_EVENTS = 2000  # that a client has not taken yet
 SUBPROTOCOL = "realtime"
-TRY_LATER, TOO_SLOW, FAILED = 1012, 1008, 1011  # codes of a close
+TRY_LATER, TOO_SLOW, CLOSED_BY_FAILURE = 1012, 1008, 1011  # codes of a close
 
 
 class Realtime:
@@ -90,7 +90,7 @@ class Session:
         """Until the client leaves or the server stops."""
         sending = asyncio.ensure_future(self._send())
         self._put(self._told.event("session.created", session=self._shown()))
-        code = FAILED
+        code = CLOSED_BY_FAILURE
         try:
             code = await self._receive()
         except WebSocketDisconnect:

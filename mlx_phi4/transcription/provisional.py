@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 
 FIRST = 0.4  # s of a piece, after which it is asked about at first
 EACH = 0.5  # s that it has grown by before it is asked about again
-COST = 2.0  # times as long as an answer took, lest the answers to long pieces take all the time there is
+PROVISIONAL_COST = 2.0  # times as long as an answer took, lest the answers to long pieces take all the time there is
 
 
 class Guess:
@@ -31,7 +31,7 @@ class Guess:
             return
         seconds = piece.end_seconds - piece.start_seconds
         again = self._asked is not None and self._asked[0] == number
-        if seconds < (self._asked[1] + max(EACH, COST * self._took) if again else FIRST):
+        if seconds < (self._asked[1] + max(EACH, PROVISIONAL_COST * self._took) if again else FIRST):
             return
         chunk = chunk_of(piece)
         self._asked = number, seconds
