@@ -24,15 +24,13 @@ from types import SimpleNamespace
 
 import click
 import numpy as np
+from free_rows import decode
 from generation import interval
 
 from mlx_phi4 import load
 from mlx_phi4.evaluation.speed import machine
-from mlx_phi4.generation.batch import Batch
 from mlx_phi4.generation.options import GenerationOptions
-from mlx_phi4.generation.sequence import Sequence
 from mlx_phi4.generation.structured import TokenTable, compiled, token_table
-from mlx_phi4.inputs.processor import Row
 from mlx_phi4.inputs.tokenizer import Tokenizer
 from mlx_phi4.synthetic.published import SIZES, Sizes
 from mlx_phi4.synthetic.published_tokenizer import PUBLISHED_VOCAB, byte_alphabet, token_ids, tokenizer
@@ -151,40 +149,13 @@ def measure_masks(work: Path, steps: int) -> None:
         click.echo(f"| {name} | {1000 * first:.0f} | {1000 * copy:.2f} | {told} |")
 
 
-def decode(model, rows: int, steps: int, clock: str, constraints: tuple = ()) -> float:
-    """Seconds of a step: the clock's median, or those of all threads on average."""
-    batch = Batch(model)
-    asked = [Sequence(Row(tuple(range(16))), GenerationOptions(max_tokens=steps + 8)) for _ in range(rows)]
-    for row, constraint in zip(asked, constraints, strict=False):
-        row.constraint = constraint
-    for row in asked:
-        batch.admit(row)
-    for _ in range(4):
-        batch.step()
-    seconds, began = [], process_time()
-    for _ in range(steps):
-        start = perf_counter()
-        batch.step()
-        seconds.append(perf_counter() - start)
-    own = (process_time() - began) / steps
-    batch.close()
-    return own if clock == "cpu" else float(np.median(seconds))
-
-
-def serve(folder: Path, clock: str) -> None:
-    """Decode free rows whenever a line comes."""
-    model, _ = load(folder, lazy=False)
-    for line in sys.stdin:
-        print(decode(model, int(line), 40, clock), flush=True)
-
-
 def measure_free(folder: Path, old: Path, rounds: int, clock: str) -> None:
     """Print what rows without a form take, here over there."""
     here = Path(__file__).parents[1]
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, "--work", str(folder.parent), "--serve", "--clock", clock],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join((str(root), str(here / "benchmarks")))},
+            [sys.executable, str(here / "benchmarks" / "free_rows.py"), str(folder), clock],
+            env=os.environ | {"PYTHONPATH": str(root)},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
         for root in (here, old)
@@ -237,13 +208,9 @@ def measure_rows(work: Path, rounds: int, clock: str) -> None:
 @click.option("--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True)
 @click.option("--rounds", default=21, show_default=True)
 @click.option("--steps", default=1000, show_default=True, help="Masks of each form.")
-@click.option("--serve", "as_server", is_flag=True, hidden=True)
-def main(work: Path, parts: tuple[str, ...], old: Path | None, clock: str, rounds: int, steps: int, as_server: bool):
+def main(work: Path, parts: tuple[str, ...], old: Path | None, clock: str, rounds: int, steps: int):
     """Measure structured output."""
     folder = work / "structured"
-    if as_server:
-        serve(folder, clock)
-        return
     click.echo(machine())
     parts = parts or ("masks", "rows", *(["free"] if old else []))
     if "masks" in parts:

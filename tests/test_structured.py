@@ -1,6 +1,7 @@
 """Answers that keep to a form: token by token, beside other rows, and in every way that one can be asked for."""
 
 import enum
+import gc
 import json
 from types import SimpleNamespace
 
@@ -95,8 +96,15 @@ def test_a_table_is_made_once_and_goes_with_its_tokenizer(checkpoint):
     _, processor = load(checkpoint())
     table = token_table(processor.tokenizer)
     assert token_table(processor.tokenizer) is table and processor.tokenizer in structured._tables
-    before = len(structured._tables)
-    del processor
+    before, forms = len(structured._tables), [constraint_of(processor, choice=["abc", "xyz"])]
+    forms[0].advance(*processor.tokenizer.encode("x"))
+    rest = processor.tokenizer.encode("yz")
+    del processor, table
+    gc.collect()
+    # what is forced is written as the tokenizer writes it, which therefore stays as long as it may be asked
+    assert len(structured._tables) == before and now(forms[0]) == {rest[0]} and forms[0].accepts(rest) == len(rest)
+    forms.clear()
+    gc.collect()
     assert len(structured._tables) == before - 1
 
 

@@ -41,9 +41,11 @@ class GrammarConstraint:
         size: V, token ids of the model.
         stop_ids: the end tokens.
         name: what messages call the grammar.
+        tokenizer: whom the library asks how a text is written, as long as this constraint lives.
     """
 
-    def __init__(self, matcher: Any, size: int, stop_ids: frozenset[int], name: str):
+    def __init__(self, matcher: Any, size: int, stop_ids: frozenset[int], name: str, tokenizer: Any = None):
+        self._tokenizer = tokenizer
         self._matcher, self._size, self._stop_ids, self._name = matcher, size, stop_ids, name
         self._seconds = 0.0  # of one processor for masks, beyond what they may take
         self._ends = 0  # end tokens that came: once a grammar cannot go on the library takes no account of them

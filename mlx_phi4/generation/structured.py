@@ -17,7 +17,7 @@ import re
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakMethod
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class TokenTable:
         llguidance = library()
         self.size = tokenizer.vocab_size
         self.stop_ids = frozenset(stop for stop in tokenizer.stop_ids if stop < self.size)
-        self._encode = WeakMethod(tokenizer.encode_plain)  # the table lives as long as the tokenizer, not longer
+        self._tokenizer = ref(tokenizer)  # which lives longer than its table; whoever has a form of it sees to that
         self.tokens = tokenizer.all_bytes()
         self.special_token_ids = sorted(token.id for token in tokenizer.special.values())
         self.eos_token_id = min(self.stop_ids)
@@ -72,11 +72,11 @@ class TokenTable:
             "stops": sorted(self.stop_ids),
             "limits": LIMITS,
         }
-        self._known: OrderedDict[Grammar, CompiledGrammar | str] = OrderedDict()  # compiled, or why they cannot be
+        self._known: OrderedDict[Grammar, LLMatcher | str] = OrderedDict()  # compiled, or why they cannot be
         self._lock = threading.Lock()
 
     def __call__(self, text: str) -> list[int]:
-        return self._encode()(text)
+        return self._tokenizer().encode_plain(text)
 
     def compile(self, grammar: Grammar) -> "CompiledGrammar":
         """A grammar over this table, kept for the next time, as is what is wrong with it. Raises Phi4Error."""
@@ -90,9 +90,9 @@ class TokenTable:
                 self._known.popitem(last=False)
         if isinstance(found, str):
             raise Phi4Error(f"{grammar.name} cannot be used: {found}")
-        return found
+        return CompiledGrammar(grammar, self, found, self._tokenizer())
 
-    def _compiled(self, grammar: Grammar) -> "CompiledGrammar | str":
+    def _compiled(self, grammar: Grammar) -> "LLMatcher | str":
         try:
             definition = define(grammar)
         except ValueError as error:
@@ -109,7 +109,12 @@ class TokenTable:
             return _plain(matcher.get_error())
         if set(np.flatnonzero(allowed).tolist()) <= self.stop_ids:
             return "no text fits it"
-        return CompiledGrammar(grammar, self, matcher)
+        return matcher
+
+    def copy(self, matcher: "LLMatcher") -> "LLMatcher":
+        """A matcher of its own, at the beginning."""
+        with self._lock:
+            return matcher.deep_copy()
 
 
 _tables: WeakKeyDictionary[Tokenizer, TokenTable] = WeakKeyDictionary()
@@ -146,17 +151,16 @@ def check(grammar: Grammar) -> None:
 
 
 class CompiledGrammar:
-    """A grammar over a tokenizer's ids, from which every row gets a constraint of its own."""
+    """A grammar over a tokenizer's ids, from which every row gets a constraint of its own. From any thread."""
 
-    def __init__(self, grammar: Grammar, table: TokenTable, matcher: "LLMatcher"):
+    def __init__(self, grammar: Grammar, table: TokenTable, matcher: "LLMatcher", tokenizer: Tokenizer):
         self.grammar, self.table = grammar, table
-        self._matcher, self._lock = matcher, threading.Lock()
+        self._matcher, self._tokenizer = matcher, tokenizer
 
     def constraint(self) -> GrammarConstraint:
         """A constraint at the grammar's beginning."""
-        with self._lock:
-            copy = self._matcher.deep_copy()
-        return GrammarConstraint(copy, self.table.size, self.table.stop_ids, self.grammar.name)
+        matcher, table = self.table.copy(self._matcher), self.table
+        return GrammarConstraint(matcher, table.size, table.stop_ids, self.grammar.name, self._tokenizer)
 
 
 def define(grammar: Grammar) -> str:
