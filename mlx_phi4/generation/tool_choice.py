@@ -60,7 +60,7 @@ def answer_form(tools: Sequence[Tool], options: GenerationOptions, tokenizer: To
     if choice.mode == "none":
         return None if asked is None else compiled(asked, tokenizer)
     lazy = choice.mode == "auto" and asked is None
-    if lazy and not _there():
+    if not _there(needed=not lazy):
         return None
     schemas = _schemas(tools)
     try:
@@ -76,18 +76,20 @@ def answer_form(tools: Sequence[Tool], options: GenerationOptions, tokenizer: To
 def check_tools(tools: Sequence[Tool], options: GenerationOptions) -> None:
     """Refuse what ``answer_form`` would refuse, before there is a tokenizer. Raises Phi4Error."""
     choice = checked_choice(tools, options)
-    if choice.mode == "none" or (choice.mode == "auto" and not _there()):
+    if choice.mode == "none" or not _there(needed=choice.mode == "required"):
         return
     for tool, schema in zip(tools, _schemas(tools), strict=True):
         if tool.strict:
             check(schema)
 
 
-def _there() -> bool:
-    """Whether llguidance is installed."""
+def _there(needed: bool) -> bool:
+    """Whether llguidance is installed. Raises Phi4Error where it is needed and is not."""
     try:
         library()
     except Phi4Error:
+        if needed:
+            raise
         return False
     return True
 
