@@ -27,6 +27,7 @@ import numpy as np
 from generation import interval, paired
 
 from mlx_phi4 import Request, load
+from mlx_phi4.decoder.decoder import Block
 from mlx_phi4.evaluation.speed import machine
 from mlx_phi4.generation.batch import Batch
 from mlx_phi4.generation.options import GenerationOptions
@@ -64,7 +65,8 @@ class Answers:
         """Rows: the passage with these options, and others without speculation."""
         prompts = [(COPY, options), *((each, {}) for each in others)]
         rows = [(self.processor.row(Request(prompt)), own) for prompt, own in prompts]
-        return [Sequence(row, GenerationOptions(max_tokens=40, **own), self.processor.tokenizer) for row, own in rows]
+        tokenizer = self.processor.tokenizer
+        return self._owned([Sequence(row, GenerationOptions(max_tokens=40, **own), tokenizer) for row, own in rows])
 
     def prose(self, rows: int = 1, **options) -> list[Sequence]:
         """Rows of prose, of which the first has these options; the others are turned round, each differently."""
@@ -76,25 +78,44 @@ class Answers:
             own = GenerationOptions(temperature=1.0, max_tokens=ANSWER, **({} if number else options))
             found.append(Sequence(Row(tuple(turned[:PROMPT])), own, self.processor.tokenizer, stop_ids=frozenset()))
             found[-1].told = Told(turned[PROMPT : PROMPT + ANSWER])
-        return found
+        return self._owned(found)
 
-    def run(self, rows: list[Sequence]) -> dict:
-        """Seconds and decoder steps of a batch."""
-        began, batch = perf_counter(), Batch(self.model)
+    def _owned(self, rows: list[Sequence]) -> list[Sequence]:
         for row in rows:
-            batch.admit(row)
-            row.sampler = getattr(row, "told", row.sampler)
-        while batch.active:
-            batch.step()
-        return {"seconds": perf_counter() - began, "steps": batch.steps, "rows": rows}
+            row.owner = self.model
+        return rows
 
 
-def compared(answers: Answers, what: str, rounds: int, rows: Callable[..., list[Sequence]], **how) -> list[str]:
+def deeper() -> Answers:
+    """phi4-tiny with 20 layers more that add nothing: what a large model costs that answers like its draft model."""
+    found = Answers()
+    config, layers = found.model.config, found.model.model.layers
+    for _ in range(5 * len(layers)):
+        block = Block(config.decoder, config.adapters)
+        for linear in (block.self_attn.o_proj, block.mlp.down_proj):
+            linear.base.weight = mx.zeros_like(linear.base.weight)
+        layers.append(block)
+    mx.eval(found.model.parameters())
+    return found
+
+
+def run(rows: list[Sequence]) -> dict:
+    """Seconds and decoder steps of a batch."""
+    began, batch = perf_counter(), Batch(rows[0].owner)
+    for row in rows:
+        batch.admit(row)
+        row.sampler = getattr(row, "told", row.sampler)
+    while batch.active:
+        batch.step()
+    return {"seconds": perf_counter() - began, "steps": batch.steps, "rows": rows}
+
+
+def compared(what: str, rounds: int, rows: Callable[..., list[Sequence]], how: dict) -> list[str]:
     """A table's row: seconds and steps with and without speculation."""
-    fast, plain = answers.run(rows(**how)), answers.run(rows())
+    fast, plain = run(rows(**how)), run(rows())
     if [row.tokens for row in fast["rows"]] != [row.tokens for row in plain["rows"]]:
         raise click.ClickException(f"{what}: the tokens differ")
-    found, base = paired(lambda: answers.run(rows(**how)), lambda: answers.run(rows()), rounds)
+    found, base = paired(lambda: run(rows(**how)), lambda: run(rows()), rounds)
     wall = interval([a["seconds"] / b["seconds"] for a, b in zip(found, base, strict=True)])
     steps = [np.median([each["steps"] for each in run]) for run in (found, base)]
     first = [run["rows"][0] for run in found]
@@ -183,8 +204,9 @@ def table(head: list[str], lines: list[list[str]]) -> str:
 
 @click.command()
 @click.option("--rounds", default=15, show_default=True, help="Counted rounds.")
+@click.option("--only", default="", help="Cases whose names hold this text.")
 @click.option("--against", type=click.Path(path_type=Path, exists=True), help="Another checkout, to compare rows with.")
-def main(rounds: int, against: Path | None):
+def main(rounds: int, only: str, against: Path | None):
     """Measure speculation."""
     click.echo(f"{machine()}\n")
     if against is not None:
@@ -195,15 +217,19 @@ def main(rounds: int, against: Path | None):
     copying, prose = answers.copying, answers.prose
     others = partial(copying, *["What is the capital of France?"] * 3)
     wrong = " ".join(["seven two nine four one six eight three zero five"] * 20)
-    lines = [
-        compared(answers, "copied passage: lookup", rounds, copying, speculation="lookup"),
-        compared(answers, "copied passage: prediction", rounds, copying, prediction=PASSAGE),
-        compared(answers, "copied passage: lookup, beside 3 short answers", rounds, others, speculation="lookup"),
-        compared(answers, "prose: lookup", rounds, prose, speculation="lookup"),
-        compared(answers, "prose: a prediction of something else", rounds, prose, prediction=wrong),
-        compared(answers, "prose: lookup, beside 3 rows without", rounds, partial(prose, 4), speculation="lookup"),
-        compared(answers, "prose: phi4-tiny drafts for itself", rounds, prose, speculation=answers.model),
-    ]
+    cases = {
+        "copied passage: lookup": (copying, {"speculation": "lookup"}),
+        "copied passage: prediction": (copying, {"prediction": PASSAGE}),
+        "copied passage: lookup, beside 3 short answers": (others, {"speculation": "lookup"}),
+        "prose: lookup": (prose, {"speculation": "lookup"}),
+        "prose: a prediction of something else": (prose, {"prediction": wrong}),
+        "prose: lookup, beside 3 rows without": (partial(prose, 4), {"speculation": "lookup"}),
+        "six times as deep, copied passage: phi4-tiny drafts": (
+            deeper().copying,
+            {"speculation": answers.model},
+        ),
+    }
+    lines = [compared(what, rounds, *case) for what, case in cases.items() if only in what]
     head = ["", "tokens", "steps", "ratio", "right, wrong", "ms without", "wall, with / without", "95 % interval"]
     click.echo(table(head, lines))
 
