@@ -16,6 +16,7 @@ COMMANDS = {
     "server": "--allow-origin",
     "transcribe": "--clip-timestamps",
     "convert": "--adapter-bits",
+    "fuse": "--most-change",
     "cache_prompt": "--prefill-step-size",
     "evaluate": "pictures",
     "benchmark": "--generation-tokens",
