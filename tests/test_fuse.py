@@ -151,7 +151,7 @@ def test_bad_input_is_one_line(checkpoint, run_command, tmp_path, monkeypatch):
         (("--adapter-path", mine, "--use-adapter", "vision"), "Give --adapter-path FOLDER, or"),
         (("--use-adapter", "vision"), "'vision' is the model's own adapter"),
         (("--use-adapter", "vision+mine", "--adapter", f"mine={mine}"), "'vision' is the model's own adapter"),
-        (("--use-adapter", "yours"), "there is no adapter 'yours'"),
+        (("--use-adapter", "yours"), "adapter name is 'yours', this model has"),
         (("--adapter-path", tmp_path / "none"), "no such folder"),
         (("--adapter-path", mine, "--save-path", tmp_path / "taken"), "exists already"),
         (("--adapter-path", mine, "--save-path", tmp_path / "taken", "--overwrite"), "is not a model folder"),

@@ -159,7 +159,7 @@ class AdapterSet(Mapping):
 
     def _parts_of(self, name: str) -> tuple[str, ...]:
         if name not in self._parts:
-            raise Phi4Error(f"there is no adapter {name!r}, this model has {', '.join(self) or 'none'}")
+            raise Phi4Error(f"adapter name is {name!r}, this model has {', '.join(self) or 'none'}")
         return self._parts[name]
 
     def check_free(self, name: str) -> None:
