@@ -22,21 +22,21 @@ from mlx_phi4.evaluation.speed import machine
 from mlx_phi4.synthetic.published import Sizes
 from mlx_phi4.synthetic.random_checkpoint import write_random_checkpoint
 
-SIZES = Sizes(hidden=256, layers=4, heads=8, kv_heads=4, mlp=768, vocab=2000)
-RANK, BATCH, LONGEST = 8, 4, 512
+SIZES = Sizes(hidden=128, layers=4, heads=4, kv_heads=2, mlp=384, vocab=2000)
+RANK, BATCH, LONGEST = 8, 4, 256
 KINDS = ("text", "answers")
 KEYS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 
 
 def write_data(folder: Path, kind: str, rows: int = 64) -> Path:
-    """Rows of 40 to 400 characters, a token each, with long prompts where answers are learnt."""
+    """Rows of 20 to 200 characters, a token each, with long prompts where answers are learnt."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
 
     def words(length: int) -> str:
         return "".join(rng.choice(list("abcdefgh ijklm nop"), length))
 
-    lengths = np.exp(rng.uniform(np.log(40), np.log(400), rows)).astype(int)
+    lengths = np.exp(rng.uniform(np.log(20), np.log(200), rows)).astype(int)
     lines = [
         {"text": words(n)} if kind == "text" else {"prompt": words(int(0.8 * n)), "completion": words(int(0.2 * n) + 1)}
         for n in lengths

@@ -50,9 +50,9 @@ def train(work: Path, examples: Path, share: float = 1.0, quiet: bool = False) -
     for seed, (name, (tune, iterations, rate)) in enumerate(STAGES.items()):
         model, processor = opened(folder)
         result = train_adapter(
-            model, examples, processor=processor, adapter_path=work / name, overwrite=True, tune=tune, batch_size=16,
-            seed=seed, scale=2.0, iters=max(round(share * iterations), 1), learning_rate=rate, steps_per_report=40, cache_features=False,
-            val_task=False, plot=False, quiet=quiet,
+            model, examples, processor=processor, adapter_path=work / name, overwrite=True, tune=tune, seed=seed,
+            scale=2.0, batch_size=16, iters=max(round(share * iterations), 1), learning_rate=rate,
+            steps_per_report=40, cache_features=False, val_task=False, plot=False, quiet=quiet,
         )  # fmt: skip
         folder = result.folders[series.KIND]
         right.append(measured(folder, examples))
