@@ -8,7 +8,7 @@ import numpy as np
 LENGTH = 128
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
 QUESTIONS = ("What shape is it?", "Name the shape.", "Which shape do you see?")
-NOISE = 0.55  # deviation, of a wave between -1 and 1
+NOISE = 0.35  # deviation, of a wave between -1 and 1
 
 
 def draw(shape: str, rng: np.random.Generator) -> np.ndarray:
@@ -29,7 +29,7 @@ def draw(shape: str, rng: np.random.Generator) -> np.ndarray:
     return wave + NOISE * rng.normal(size=LENGTH)
 
 
-def write(folder: Path, train: int = 1200, valid: int = 60, test: int = 300) -> Path:
+def write(folder: Path, train: int = 6000, valid: int = 96, test: int = 300) -> Path:
     """A data set of JSON lines: a user's message with a series and a question, and the shape as the answer."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed, (name, count) in enumerate({"train": train, "valid": valid, "test": test}.items()):

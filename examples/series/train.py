@@ -23,7 +23,7 @@ MEDIA = Path(__file__).parents[1] / "media"
 STAGES = {  # what is trained, iterations, highest rate
     "projector": (("series_projector",), 80, 3e-3),
     "encoder": (("series_encoder", "series_projector"), 260, 2e-3),
-    "adapter": (("series", "series_projector"), 160, 5e-4),
+    "adapter": (("series", "series_encoder", "series_projector"), 220, 1e-3),
 }
 
 
@@ -44,15 +44,15 @@ def measured(folder: Path | None, examples: Path) -> float:
     return test_adapter(model, examples, processor=processor, base=True, batch_size=16, cache_features=False).exact
 
 
-def train(work: Path, examples: Path, scale: float = 1.0, quiet: bool = False) -> tuple[Path, list[float]]:
+def train(work: Path, examples: Path, share: float = 1.0, quiet: bool = False) -> tuple[Path, list[float]]:
     """All stages -> the folder of the last, and the share of right answers before the first and after each."""
     folder, right = None, [measured(None, examples)]
-    for name, (tune, iterations, rate) in STAGES.items():
+    for seed, (name, (tune, iterations, rate)) in enumerate(STAGES.items()):
         model, processor = opened(folder)
         result = train_adapter(
-            model, examples, processor=processor, adapter_path=work / name, overwrite=True, tune=tune, batch_size=16,
-            iters=max(round(scale * iterations), 1), learning_rate=rate, steps_per_report=40, cache_features=False,
-            plot=False, quiet=quiet,
+            model, examples, processor=processor, adapter_path=work / name, overwrite=True, tune=tune, seed=seed,
+            scale=2.0, batch_size=16, iters=max(round(share * iterations), 1), learning_rate=rate,
+            steps_per_report=40, cache_features=False, val_task=False, plot=False, quiet=quiet,
         )  # fmt: skip
         folder = result.folders[series.KIND]
         right.append(measured(folder, examples))

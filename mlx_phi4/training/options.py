@@ -91,7 +91,7 @@ class TrainingOptions:
         long_answers: what becomes of an example whose answer does not fit.
         mask_prompt: learn the assistant's turns only; False learns prompts, too.
         held_out: the share of train.jsonl that validates where there is no valid.jsonl.
-        val_batches, test_batches: batches of a validation, of a test; -1 for all.
+        val_batches, test_batches: batches of a validation, of a test; -1 for all. No validation for 0.
         steps_per_eval: iterations between validations.
         val_task: validate by right answers and word errors, too.
         early_stop: end after so many validations without a better one; 0 for never.

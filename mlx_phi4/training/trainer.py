@@ -164,7 +164,7 @@ class Trainer:
     def _validate(self) -> bool:
         """Validate, keep the best, and say whether it is time to stop."""
         options, progress = self.options, self.progress
-        if not self.data.valid.examples:
+        if not self.data.valid.examples or not options.val_batches:
             return False
         found = self._validated() if self.together.first else None
         found = Validation(*self.together.of_first(None if found is None else [found.loss, found.exact, found.wer]))
