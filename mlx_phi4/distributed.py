@@ -4,7 +4,7 @@ Tensor parallelism has all of them compute each step of one model, rank 0 speaks
 has each of them a whole model and a part of the work.
 """
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from .errors import Phi4Error
 from .ranks.meeting import Launch, NoAnswer, join_first, launched, receive_all, report_failure
@@ -37,7 +37,7 @@ def join(mode: str) -> Ranks:
 
 
 def _met(launch: Launch, mode: str) -> Ranks:
-    facts = {"mlx_phi4": version("mlx-phi4"), "mlx": version("mlx"), "parallel": mode, "ranks": launch.size}
+    facts = {name: _version(name) for name in ("mlx-phi4", "mlx")} | {"parallel": mode, "ranks": launch.size}
     ranks = Ranks(launch, mode)
     if launch.rank == 0:
         ranks.connect(receive_all(launch, facts))
@@ -49,6 +49,13 @@ def _met(launch: Launch, mode: str) -> Ranks:
                 say_error(error)
             raise SystemExit(FAILED) from None
     return ranks
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a checkout on the path
+        return "(not installed)"
 
 
 def is_launched() -> bool:

@@ -56,8 +56,9 @@ def heard(monkeypatch, manifest):
         names = [{**line, "audio": f"{index}.wav"} for index, line in enumerate(lines)]
         said = {line["audio"]: line["heard"] for line in names}
 
-        def transcribed(model, processor, items, batch_size, adapter):
-            for index, item in enumerate(items):
+        def transcribed(model, processor, items, batch_size, order, adapter):
+            for index in order:
+                item = items[index]
                 text = said[item.audio.name]
                 yield index, f"{item.audio}: broken" if text is None else (text, 2.0)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from ..errors import Phi4Error
 from .channel import Broken, Connection, deadline
 
-MEETING_SECONDS = "MLX_PHI4_MEETING_SECONDS"  # the environment may say how long to wait for the others
+WAITING = "MLX_PHI4_MEETING_SECONDS"  # the environment may say how long to wait for the others
 USUAL_SECONDS = 60.0
 REPORTING = 3.0  # that a rank tries to tell why it failed
 GREETING = 5.0  # seconds that a connection may take to say who it is
@@ -70,13 +70,13 @@ def launched(environment: dict[str, str] | None = None) -> Launch | None:
 
 def waiting_seconds() -> float:
     """How long to wait for the others. Raises Phi4Error."""
-    given = os.environ.get(MEETING_SECONDS)
+    given = os.environ.get(WAITING)
     try:
         seconds = USUAL_SECONDS if given is None else float(given)
         if not 0 < seconds < 1e6:
             raise ValueError
     except ValueError:
-        raise Phi4Error(f"{MEETING_SECONDS} is {given!r}, expected a number of seconds") from None
+        raise Phi4Error(f"{WAITING} is {given!r}, expected a number of seconds") from None
     return seconds
 
 

@@ -3,17 +3,20 @@
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.digest import folder_digests
-from ..converter.first_use import model_folder
 from ..errors import Phi4Error
-from ..model import Phi4
 from .star import Ranks
+
+if TYPE_CHECKING:  # imported where used, so that --help is instant
+    from ..model import Phi4
 
 
 def same_folder(ranks: Ranks, name: str | Path, revision: str | None = None, quiet: bool = False) -> Path:
     """The folder of a model, found on all ranks and the same on each. Raises Phi4Error."""
+    from ..checkpoint.digest import folder_digests
+    from ..converter.first_use import model_folder
+
     folder = ranks.settle(lambda: model_folder(name, revision, quiet=quiet or ranks.rank > 0))
     seen = ranks.gather(ranks.settle(lambda: folder_digests(folder)))
     for rank, digests in enumerate(seen):
@@ -23,7 +26,7 @@ def same_folder(ranks: Ranks, name: str | Path, revision: str | None = None, qui
     return folder
 
 
-def same_adapters(ranks: Ranks, model: Phi4) -> None:
+def same_adapters(ranks: Ranks, model: "Phi4") -> None:
     """Raises Phi4Error unless all ranks have the same adapters beside the model's own."""
     mine = {name: model.adapters.digest(name) for name in model.adapters}
     for rank, theirs in enumerate(ranks.gather(mine)):

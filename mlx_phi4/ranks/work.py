@@ -14,8 +14,8 @@ from typing import Any
 from ..errors import Phi4Error
 from .star import Ranks, Reply
 
-SHARE_LEFT = 2  # a rank holds at most such a part of an equal share of what is left,
-SHARE_AT_FIRST = 4  # and of all, while its speed is not known
+HELD_PART = 2  # a rank holds at most such a part of an equal share of what is left,
+FIRST_PART = 4  # and of all, while its speed is not known
 AGAIN = 0.2  # seconds after which a rank that was put off asks again
 LATER = -1
 
@@ -32,7 +32,7 @@ class WorkQueue:
         # a piece of no size takes some time, too; the largest first, so that none is left for the end
         self._sizes = {index: size + 1 for index, size in enumerate(sizes) if size is not None}
         self._left = sorted(self._sizes, key=lambda index: (self._sizes[index], -index))
-        self._first = max(len(self._left) // (SHARE_AT_FIRST * ranks), 1)
+        self._first = max(len(self._left) // (FIRST_PART * ranks), 1)
         self._held: dict[int, set[int]] = {}
         self._done: dict[int, int] = {}  # sizes of what a rank has finished
         self._began: dict[int, float] = {}
@@ -47,7 +47,7 @@ class WorkQueue:
             held = self._held.setdefault(rank, set())
             self._done.setdefault(rank, 0)
             index = self._left[-1]
-            most = max(len(self._left) // (SHARE_LEFT * len(self._began)), 1)
+            most = max(len(self._left) // (HELD_PART * len(self._began)), 1)
             if not self._done[rank]:
                 most = min(most, self._first)
             if len(held) >= most or not self._in_time(rank, self._sizes[index]):
