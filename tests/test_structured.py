@@ -320,6 +320,22 @@ def test_chats_and_pools_keep_to_a_form(tiny):
     assert found[2].text == "Paris" and not fault(Ball.model_json_schema(), found[1].text)
 
 
+def test_a_requests_own_form_goes_before_the_common_one(tiny):
+    asked = [Request(QUESTION, options=own) for own in ({"choice": ["Oslo"]}, {"schema": None}, {})]
+    texts = [answer.text for answer in batch_generate(*tiny, asked, schema={"const": "x"})]
+    assert texts == ["Oslo", "Paris", '"x"']
+
+
+def test_what_cannot_be_taken_back_is_not_drafted(tiny):
+    _, processor = tiny
+    constraint = constraint_of(processor, lark='start: a "!"\na[max_tokens=3]: /[a-z]+/')
+    letters = processor.tokenizer.encode("ab")
+    assert constraint.accepts(letters) == 0
+    for letter in letters:
+        constraint.advance(letter)
+    assert now(constraint)
+
+
 def test_a_form_needs_a_tokenizer(loaded):
     with pytest.raises(Phi4Error, match="regex needs a tokenizer"):
         sequence_of(loaded()[1], MODES["text"], text=False, regex="a")

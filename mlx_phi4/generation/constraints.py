@@ -23,7 +23,10 @@ class Constraint(Protocol):
         """This token came. Raises Phi4Error for one that was not allowed."""
 
     def accepts(self, tokens: Sequence[int]) -> int:
-        """How many of these tokens, from the first on, could come now, one after another; changes nothing."""
+        """How many of these tokens, from the first on, could come now, one after another; changes nothing.
+
+        None where they could not be taken back.
+        """
 
     def rollback(self, count: int) -> None:
         """Take back the last ``count`` tokens that came."""
@@ -44,12 +47,20 @@ class GrammarConstraint:
         tokenizer: whom the library asks how a text is written, as long as this constraint lives.
     """
 
-    def __init__(self, matcher: Any, size: int, stop_ids: frozenset[int], name: str, tokenizer: Any = None):
-        self._tokenizer = tokenizer
-        self._matcher, self._size, self._stop_ids, self._name = matcher, size, stop_ids, name
+    takes_back = True  # a few lexemes of Lark grammars cannot be left again: no draft is accepted there
+
+    def __init__(self, matcher: Any, size: int, stop_ids: frozenset[int], name: str = "grammar", tokenizer: Any = None):
+        self._matcher, self._size, self._stop_ids = matcher, size, stop_ids
+        self._name, self._tokenizer = name, tokenizer
         self._seconds = 0.0  # of one processor for masks, beyond what they may take
         self._ends = 0  # end tokens that came: once a grammar cannot go on the library takes no account of them
         self._bits = np.zeros((1, (size + 31) // 32), np.int32)
+
+    def copy(self, name: str, tokenizer: Any) -> "GrammarConstraint":
+        """Another one at the same place of the same grammar."""
+        made = GrammarConstraint(self._matcher.deep_copy(), self._size, self._stop_ids, name, tokenizer)
+        made.takes_back, made._ends = self.takes_back, self._ends
+        return made
 
     def allowed(self) -> np.ndarray:
         """(V,) booleans. Raises Phi4Error where the library gives up."""
@@ -76,6 +87,8 @@ class GrammarConstraint:
 
     def accepts(self, tokens: Sequence[int]) -> int:
         """See ``Constraint``."""
+        if not self.takes_back:
+            return 0
         end = next((i for i, token in enumerate(tokens) if token in self._stop_ids), len(tokens))
         text = list(tokens[:end])
         if text and (self._ends or (count := self._matcher.validate_tokens(text)) < end):

@@ -126,10 +126,12 @@ class GenerationOptions(Sampling):
 
 
 def make_options(given: dict, own: dict | None = None, also: Iterable[str] = ()) -> GenerationOptions:
-    """Options from keywords; a request's ``own`` go before them.
+    """Options from keywords; a request's ``own`` go before them, and its own form in place of theirs.
 
     Raises Phi4Error, and TypeError for an unknown one; ``also`` are arguments beside them that may have been meant.
     """
+    if own and any(own.get(name) is not None for name in GRAMMAR_KINDS):
+        given = {name: value for name, value in given.items() if name not in GRAMMAR_KINDS}
     named = given | (own or {})
     check_names(named, [each.name for each in fields(GenerationOptions)], also=also)
     return GenerationOptions(**named)

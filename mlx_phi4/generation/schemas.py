@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
+from urllib.parse import unquote
 
 from ..arguments.kinds import shown
 from ..files import DEEPEST
@@ -192,10 +193,10 @@ def _needed(schema: dict, root: dict) -> list[tuple[dict, str | None]]:
 
 def _target(reference: str, root: dict) -> Any:
     """What a reference within the schema leads to; None for any other."""
-    if not reference.startswith("#"):
+    if reference != "#" and not reference.startswith("#/"):
         return None
     found: Any = root
-    for part in reference[1:].split("/")[1:]:
+    for part in unquote(reference).split("/")[1:]:
         key = part.replace("~1", "/").replace("~0", "~")
         if isinstance(found, list) and key.isdecimal() and int(key) < len(found):
             found = found[int(key)]

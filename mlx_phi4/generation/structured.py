@@ -16,7 +16,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import numpy as np
@@ -27,9 +27,6 @@ from .constraints import GrammarConstraint
 from .grammars import Grammar
 from .thoughts import CLOSE, OPEN
 from .trial import TrialProcess
-
-if TYPE_CHECKING:
-    from llguidance import LLMatcher
 
 # between two parts of JSON: up to two spaces, or a line break and its indentation; a model that has nothing to say
 # would write white space without end
@@ -72,7 +69,7 @@ class TokenTable:
             "stops": sorted(self.stop_ids),
             "limits": LIMITS,
         }
-        self._known: OrderedDict[Grammar, LLMatcher | str] = OrderedDict()  # compiled, or why they cannot be
+        self._known: OrderedDict[Grammar, GrammarConstraint | str] = OrderedDict()  # or why it cannot be used
         self._lock = threading.Lock()
 
     def __call__(self, text: str) -> list[int]:
@@ -92,7 +89,7 @@ class TokenTable:
             raise Phi4Error(f"{grammar.name} cannot be used: {found}")
         return CompiledGrammar(grammar, self, found, self._tokenizer())
 
-    def _compiled(self, grammar: Grammar) -> "LLMatcher | str":
+    def _compiled(self, grammar: Grammar) -> GrammarConstraint | str:
         try:
             definition = define(grammar)
         except ValueError as error:
@@ -102,19 +99,22 @@ class TokenTable:
             return _plain(error)
         limits = library().LLParserLimits(**LIMITS)
         matcher = library().LLMatcher(self.library, definition, log_level=0, limits=limits)
-        first = GrammarConstraint(matcher, self.size, self.stop_ids, grammar.name)
+        first = GrammarConstraint(matcher, self.size, self.stop_ids)
         try:
-            allowed = first.allowed()  # the copies find done what this computes
+            allowed = set(np.flatnonzero(first.allowed()).tolist())  # copies find done what this computes
         except Phi4Error:
             return _plain(matcher.get_error())
-        if set(np.flatnonzero(allowed).tolist()) <= self.stop_ids:
+        if allowed <= self.stop_ids:
             return "no text fits it"
-        return matcher
+        probe = matcher.deep_copy()
+        probe.consume_token(min(allowed - self.stop_ids))
+        first.takes_back = probe.rollback(1)
+        return first
 
-    def copy(self, matcher: "LLMatcher") -> "LLMatcher":
-        """A matcher of its own, at the beginning."""
+    def copy(self, first: GrammarConstraint, name: str, tokenizer: Tokenizer) -> GrammarConstraint:
+        """A constraint where this one is."""
         with self._lock:
-            return matcher.deep_copy()
+            return first.copy(name, tokenizer)
 
 
 _tables: WeakKeyDictionary[Tokenizer, TokenTable] = WeakKeyDictionary()
@@ -153,14 +153,13 @@ def check(grammar: Grammar) -> None:
 class CompiledGrammar:
     """A grammar over a tokenizer's ids, from which every row gets a constraint of its own. From any thread."""
 
-    def __init__(self, grammar: Grammar, table: TokenTable, matcher: "LLMatcher", tokenizer: Tokenizer):
+    def __init__(self, grammar: Grammar, table: TokenTable, first: GrammarConstraint, tokenizer: Tokenizer):
         self.grammar, self.table = grammar, table
-        self._matcher, self._tokenizer = matcher, tokenizer
+        self._first, self._tokenizer = first, tokenizer
 
     def constraint(self) -> GrammarConstraint:
         """A constraint at the grammar's beginning."""
-        matcher, table = self.table.copy(self._matcher), self.table
-        return GrammarConstraint(matcher, table.size, table.stop_ids, self.grammar.name, self._tokenizer)
+        return self.table.copy(self._first, self.grammar.name, self._tokenizer)
 
 
 def define(grammar: Grammar) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -10,6 +11,7 @@ import anyio
 from anyio import to_thread
 
 from ..errors import Phi4Error
+from ..generation.structured import token_table
 from ..generation.tool_choice import answer_form
 from ..inputs.processor import Processor
 from ..modalities import Mode, chosen_adapter
@@ -73,6 +75,8 @@ class Service:
         """The model is there: answer from now on."""
         self.processor = engine.processor
         chosen_adapter(self.settings.adapter, Mode.TEXT, engine.processor.adapters)
+        with suppress(Phi4Error):  # without the library whoever asks for a form is told so
+            token_table(self.processor.tokenizer)  # no other thread runs for the second that this takes
         self.names = ModelNames(name, engine.processor.adapters, self.settings.adapter)
         self.metrics.show(engine)
         self.engine = engine
