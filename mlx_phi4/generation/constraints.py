@@ -25,7 +25,7 @@ class Constraint(Protocol):
     def accepts(self, tokens: Sequence[int]) -> int:
         """How many of these tokens, from the first on, could come now, one after another; changes nothing.
 
-        None where they could not be taken back.
+        0 where they could not be taken back.
         """
 
     def rollback(self, count: int) -> None:

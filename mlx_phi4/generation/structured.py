@@ -61,8 +61,9 @@ class TokenTable:
         self.special_token_ids = sorted(token.id for token in tokenizer.special.values())
         self.eos_token_id = min(self.stop_ids)
         self.library = llguidance.LLTokenizer(
-            llguidance.TokenizerWrapper(self), n_vocab=self.size, eos_token=sorted(self.stop_ids)
+            llguidance.TokenizerWrapper(self), n_vocab=self.size, eos_token=sorted(self.stop_ids), slices=[]
         )
+        self.tokens = []  # the library has its own; without its "slices" a third of the memory, half of the time
         self._task = {
             "size": self.size,
             "specials": {token.id: token.content for token in tokenizer.special.values()},
