@@ -1,7 +1,6 @@
 """What a run tells: lines for a person, a line of JSON for each in log.jsonl, trackers, and a picture of the losses."""
 
 import json
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -32,7 +31,7 @@ class Report:
     def __init__(self, folder: Path, quiet: bool, trackers: Sequence[str], project: str | None, options: dict):
         self.folder, self.quiet = folder, quiet
         self._trackers = [_tracker(name, folder, project or folder.resolve().name, options) for name in trackers]
-        self._began, self._seconds, self._tokens, self._count, self._loss = time.perf_counter(), 0.0, 0, 0, 0.0
+        self._seconds, self._iterations, self._count, self._loss = 0.0, 0, 0, 0.0
 
     def note(self, text: str) -> None:
         """A line for the person."""
@@ -42,7 +41,7 @@ class Report:
     def add(self, loss: float, count: int, seconds: float) -> None:
         """An iteration: loss and number of the tokens that were learnt, and how long it took."""
         self._loss, self._count, self._seconds = self._loss + loss, self._count + count, self._seconds + seconds
-        self._tokens += 1
+        self._iterations += 1
 
     def progress(self, iteration: int, iters: int, rate: float, trained: int) -> dict:
         """The figures since the last call, told."""
@@ -51,12 +50,12 @@ class Report:
             "iteration": iteration,
             "train_loss": self._loss / max(self._count, 1),
             "learning_rate": rate,
-            "iterations_per_second": self._tokens / seconds,
+            "iterations_per_second": self._iterations / seconds,
             "tokens_per_second": self._count / seconds,
             "trained_tokens": trained,
             "peak_memory_gb": mx.get_peak_memory() / 1e9,
         }
-        self._seconds, self._tokens, self._count, self._loss = 0.0, 0, 0, 0.0
+        self._seconds, self._iterations, self._count, self._loss = 0.0, 0, 0, 0.0
         left = (iters - iteration) / max(found["iterations_per_second"], 1e-9)
         self.note(
             f"iteration {iteration} of {iters}: loss {found['train_loss']:.4g}, rate {rate:.2e}, "
