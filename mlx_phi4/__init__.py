@@ -31,7 +31,10 @@ __all__ = [
     "PromptCache",
     "Request",
     "Segment",
+    "ToolCall",
     "Transcript",
+    "Video",
+    "add_modality",
     "batch_generate",
     "benchmark",
     "cache_prompt",
@@ -41,8 +44,12 @@ __all__ = [
     "evaluate_pictures",
     "evaluate_text",
     "generate",
+    "live",
     "load",
+    "predict_training",
     "stream_generate",
+    "test_adapter",
+    "train_adapter",
     "transcribe",
 ]
 

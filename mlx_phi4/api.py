@@ -1,5 +1,6 @@
 """The public names. ``mlx_phi4`` imports this module when one of them is first used."""
 
+from .checkpoint.modality_loading import add_modality
 from .commands.chat import chat
 from .converter.convert import convert
 from .errors import Phi4Error
@@ -13,11 +14,15 @@ from .generation.media_cache import MediaCache
 from .generation.prompt_cache import PromptCache
 from .generation.responses import GenerationResponse
 from .inputs.processor import Inputs, Processor, Request
+from .inputs.tools import ToolCall
 from .loading import load
 from .modalities import Mode
 from .model import Phi4
+from .training.train import predict_training, test_adapter, train_adapter
+from .transcription.live import live
 from .transcription.transcribe import transcribe
 from .transcription.transcript import Segment, Transcript
+from .vision.video import Video
 
 __all__ = [
     "Chat",
@@ -31,7 +36,10 @@ __all__ = [
     "PromptCache",
     "Request",
     "Segment",
+    "ToolCall",
     "Transcript",
+    "Video",
+    "add_modality",
     "batch_generate",
     "benchmark",
     "cache_prompt",
@@ -41,7 +49,11 @@ __all__ = [
     "evaluate_pictures",
     "evaluate_text",
     "generate",
+    "live",
     "load",
+    "predict_training",
     "stream_generate",
+    "test_adapter",
+    "train_adapter",
     "transcribe",
 ]

@@ -146,6 +146,7 @@ class Config:
     ``layout`` is ``microsoft``, ``transformers``, ``text`` or ``mlx_phi4`` (written by this
     package). ``quantization`` is the ecosystem's table from ``config.json``, or None. ``transcription`` says how
     recordings are best cut for this model: ``segment_seconds`` and ``pause``, where they are not the usual ones.
+    ``added`` has the settings of modalities that came at run time, by kind.
     """
 
     layout: str
@@ -157,6 +158,7 @@ class Config:
     image_token_id: int | None = None
     audio_token_id: int | None = None
     transcription: dict[str, float] = field(default_factory=dict)
+    added: dict[str, dict] = field(default_factory=dict)
 
     def __post_init__(self):
         for name in ("image_token_id", "audio_token_id"):

@@ -8,7 +8,7 @@ take turns, a step of generation each.
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -67,13 +67,19 @@ def compute_dtype(dtype: mx.Dtype) -> mx.Dtype:
     return mx.float32 if slow else dtype
 
 
-def finished(slices: Generator[None, None, Result]) -> Result:
-    """Run long work that pauses between its slices to its end."""
+def finished(slices: Generator[Any, None, Result], evaluate: bool = True) -> Result:
+    """Run long work that pauses between its slices to its end.
+
+    Each pause gives the arrays to be computed by then, or None; without ``evaluate`` all stays in one graph, as
+    gradients need it.
+    """
     while True:
         try:
-            next(slices)
+            pending = next(slices)
         except StopIteration as end:
             return end.value
+        if evaluate:
+            mx.eval(pending)
 
 
 def wire_memory() -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -148,6 +149,23 @@ def write_whole(path: Path) -> Iterator[Path]:
     except BaseException:  # Ctrl-C, too, leaves nothing behind
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def write_whole_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside ``path`` to write into, renamed to it when the block ends and removed if the block fails.
+
+    There must be nothing at ``path``, or an empty folder. What the system refuses is raised as it is: OSError.
+    """
+    partial = path.with_name(_partial_name(path.name))
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
         raise
 
 

@@ -17,13 +17,13 @@ from .audio.encoder import AudioEncoder
 from .audio.preprocess import Clip, prepare_clip
 from .audio.projector import AudioProjector
 from .config import Config
+from .decoder.adapter_set import BASE
 from .errors import Phi4Error, PromptError
 from .vision.encoder import VisionEncoder
 from .vision.preprocess import Picture, prepare_picture
 from .vision.projector import VisionProjector
 
-Slices = Generator[None, None, mx.array]
-BASE = "base"  # names no adapter, where a request names its own
+Slices = Generator[Any, None, mx.array]
 
 
 class Mode(StrEnum):
@@ -63,9 +63,14 @@ class Modality:
         held: whether a checkpoint of this configuration has this modality.
         modules: configuration -> the model's modules by name.
         encode: (model, item, projector) -> a generator that pauses between slices of work, lest others wait, and
-            returns embeddings (tokens, D).
+            returns embeddings (tokens, D). A pause gives the arrays to be computed by then, or None.
+        features: (model, item) -> the encoder's part of ``encode``, for training: its features, arrays or a list of
+            them, are kept while the encoder does not change. None: all of it is the projector's.
+        project: (model, features, outline, projector) -> embeddings (tokens, D), the rest of ``encode``.
+        outline: a prepared medium -> what ``project`` asks of it beside its features, without its content.
         projectors: label of another modality in the same request, or ``""`` for none of them -> projector.
-        adapter: the LoRA of requests with such media; of several modalities the first in the table decides.
+        adapter: the LoRA of requests with such media, if the model has it; of several modalities the first in the
+            table decides.
     """
 
     kind: str
@@ -82,6 +87,9 @@ class Modality:
     encode: Callable[[nn.Module, Any, str], Slices]
     projectors: Mapping[str, str] = field(default_factory=lambda: {"": "own"})
     adapter: str | None = None
+    features: Callable[[nn.Module, Any], Generator] | None = None
+    project: Callable[[nn.Module, Any, Any, str], mx.array] | None = None
+    outline: Callable[[Any], Any] = field(default=lambda item: None)
 
     def projector(self, mode: str) -> str:
         """The projector of such a medium in a request of this mode."""
@@ -132,6 +140,9 @@ MODALITIES: dict[str, Modality] = {
         encode=_encode_picture,
         projectors={"": "picture"},
         adapter="vision",
+        features=lambda model, item: model.vision_encoder.slices(item),
+        project=lambda model, features, outline, projector: model.vision_projector(features, outline),
+        outline=lambda picture: picture.outline,
     ),
     "audio": Modality(
         kind="audio",
@@ -148,6 +159,8 @@ MODALITIES: dict[str, Modality] = {
         encode=_encode_clip,
         projectors={"": "speech", "vision": "vision"},
         adapter="speech",
+        features=lambda model, item: model.audio_encoder.slices(item.features),
+        project=lambda model, frames, outline, projector: model.audio_projectors[projector](frames),
     ),
 }
 
@@ -177,7 +190,8 @@ def adapter_of(mode: str) -> str | None:
 def chosen_adapter(name: str | None, mode: str, adapters: Iterable[str]) -> str | None:
     """The adapter of a request: its own choice (``base`` is none), or its mode's. Raises PromptError."""
     if name is None:
-        return adapter_of(mode)
+        own = adapter_of(mode)  # a modality of one's own may be there before its adapter is trained
+        return own if own in adapters or mode in set(Mode) else None
     if name == BASE:
         return None
     if name not in set(adapters):

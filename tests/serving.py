@@ -12,6 +12,7 @@ from mlx_phi4.server.engine import Engine
 from mlx_phi4.server.serve import Server, address_of, listen
 from mlx_phi4.server.service import Service, Settings
 
+SHARED = {}  # models by name that other ranks share with this process, see ranks_job.py
 LOCAL = frozenset({"127.0.0.1", "localhost"})
 
 
@@ -42,15 +43,15 @@ class Running:
 
 
 @contextmanager
-def running(model="phi4-tiny", limits=None, max_queue=256, grace=5.0, **settings):
+def running(model="phi4-tiny", limits=None, max_queue=256, grace=5.0, speculation="none", **settings):
     """A server of this model for as long as the block runs."""
     service = Service(Settings(**{"hosts": LOCAL} | settings))
-    loaded = model if isinstance(model, tuple) else mlx_phi4.load(model)
+    loaded = model if isinstance(model, tuple) else SHARED.get(model) or mlx_phi4.load(model)
     bound = listen("127.0.0.1", 0)
     server = Server(service, grace=grace)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
-    made = Engine(*loaded, limits, max_queue=max_queue)
+    made = Engine(*loaded, limits, max_queue=max_queue, speculate=lambda *loaded: speculation)
     made.start()
     service.open("phi4-tiny", made)
     while not server.started:

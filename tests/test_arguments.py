@@ -18,6 +18,7 @@ import mlx_phi4
 from mlx_phi4 import Phi4Error, Request, batch_generate, generate
 from mlx_phi4.arguments import kinds
 from mlx_phi4.generation.options import GenerationOptions
+from mlx_phi4.training.options import TrainingOptions
 from mlx_phi4.transcription.transcriber import Transcriber
 
 
@@ -38,13 +39,14 @@ NOT_FUNCTIONS = {"GenerationResponse", "Mode", "Phi4Error"}  # an answer, a labe
 METHODS = (
     "Processor.__call__", "Processor.batch", "Chat.attach_image", "Chat.attach_audio", "Chat.send", "Chat.save",
     "PromptCache.save", "PromptCache.load", "Transcript.to_srt", "Transcript.to_vtt", "Transcript.render",
-    "Transcript.from_json", "Phi4.__call__",
+    "Transcript.from_json", "Phi4.__call__", "Phi4.add_adapter", "Phi4.remove_adapter",
 )  # fmt: skip
 NAMES = [*sorted(set(mlx_phi4.__all__) - NOT_FUNCTIONS), *METHODS]
 OTHER_NAMES = [
     ("generate", "temp", "temperature"), ("generate", "image", "images"), ("generate", "audio", "audios"),
     ("stream_generate", "max_new_tokens", "max_tokens"), ("stream_generate", "messages", "prompt"),
-    ("batch_generate", "max_token", "max_tokens"), ("batch_generate", "num_return_sequences", "n"),
+    ("generate", "draft_model", "speculation"), ("batch_generate", "max_token", "max_tokens"),
+    ("batch_generate", "num_return_sequences", "n"),
     ("cache_prompt", "image", "images"), ("load", "path_or_hf_repo", "path_or_hub_id"), ("load", "verbose", "quiet"),
     ("transcribe", "temperature", "temperatures"), ("transcribe", "path_or_hf_repo", "model"),
     ("transcribe", "initial_prompt", "context"), ("transcribe", "language", "to"), ("convert", "hf_path", "model"),
@@ -72,10 +74,12 @@ def valid(loaded, checkpoint, tmp_path_factory):
         "Chat.save": {"path": folder / "chat.json"}, "Chat.send": {"text": "x"}, "MediaCache": {}, "PromptCache": {},
         "Inputs": {"input_ids": inputs.input_ids, "padding": (0,), "modes": ("text",)},
         "Phi4": {"config": None}, "Phi4.__call__": {"inputs": inputs},
+        "Phi4.add_adapter": {"name": "mine", "adapter": "none"}, "Phi4.remove_adapter": {"name": "mine"},
         "Processor": {"config": processor.config, "tokenizer": processor.tokenizer},
         "Processor.__call__": {"prompt": "x"}, "Processor.batch": {"requests": ["x"]}, "Request": {"prompt": "x"},
         "PromptCache.load": {"path": folder / "cache.safetensors", "model": model},
         "PromptCache.save": {"path": folder / "other.safetensors", "model": model},
+        "ToolCall": {"name": "f", "arguments": {}},
         "Segment": {"start": 0, "end": 1, "text": "word"}, "Transcript": {"segments": [], "duration": 1},
         "Transcript.from_json": {"text": transcript.to_json()}, "Transcript.render": {"format": "srt"},
         "batch_generate": both | {"requests": ["x"], "max_tokens": 1}, "cache_prompt": asked | {"max_tokens": 1},
@@ -83,8 +87,13 @@ def valid(loaded, checkpoint, tmp_path_factory):
                                                                          "repeat": 1},
         "chat": both, "generate": asked,
         "convert": {"model": checkpoint(), "mlx_path": folder / "taken"}, "load": {"path_or_hub_id": checkpoint()},
+        "live": both,
         "evaluate_asr": both | {"manifest": "none.jsonl"}, "evaluate_pictures": both | {"manifest": "none.jsonl"},
         "evaluate_text": both | {"tasks": ["no such task"]}, "stream_generate": asked,
+        "Video": {"source": "none.mp4"},
+        "train_adapter": both | {"data": "none", "adapter_path": folder / "taken" / "file"},
+        "predict_training": both | {"data": "none", "adapter_path": folder / "taken" / "file"},
+        "test_adapter": both | {"data": "none"}, "add_modality": both | {"folder": "none"},
         "transcribe": both | {"source": SOUND, "max_tokens": 1, "temperatures": 0},
     }  # fmt: skip
     owners = {"Processor": processor, "Chat": talk, "PromptCache": cache, "Transcript": transcript, "Phi4": model}
@@ -105,6 +114,8 @@ def parameters(function):
         names += inspect.signature(Transcriber).parameters
     elif function in (mlx_phi4.Chat, mlx_phi4.chat):
         names += inspect.signature(GenerationOptions).parameters
+    elif function in (mlx_phi4.train_adapter, mlx_phi4.predict_training, mlx_phi4.test_adapter):
+        names += inspect.signature(TrainingOptions).parameters
     return dict.fromkeys(names)
 
 
@@ -114,6 +125,7 @@ def words(parameter, value):
     yield from {
         "clip_timestamps": ("a clip starts at",),
         "overwrite": ("overwritten",),
+        "adapter_path": ("no such folder",),  # of the data, which is looked at next
         "text": ("a transcript", "nothing to send"),
     }.get(parameter, ())
     if isinstance(value, str) and value:

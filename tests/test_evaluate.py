@@ -56,8 +56,9 @@ def heard(monkeypatch, manifest):
         names = [{**line, "audio": f"{index}.wav"} for index, line in enumerate(lines)]
         said = {line["audio"]: line["heard"] for line in names}
 
-        def transcribed(model, processor, items, batch_size):
-            for index, item in enumerate(items):
+        def transcribed(model, processor, items, batch_size, order, adapter):
+            for index in order:
+                item = items[index]
                 text = said[item.audio.name]
                 yield index, f"{item.audio}: broken" if text is None else (text, 2.0)
 
@@ -258,7 +259,7 @@ def test_long_recordings_are_transcribed_in_pieces(recordings, loaded, monkeypat
     """Longer than the encoder's window, 40 s; here the window is made shorter instead."""
     asked = []
 
-    def transcribe(source, model, *, processor, batch_size):
+    def transcribe(source, model, *, processor, batch_size, adapter):
         asked.append(source.name)
         return Transcript([Segment(0, 0.5, "two"), Segment(0.5, 1, "words")], 1.0)
 

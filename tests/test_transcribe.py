@@ -453,7 +453,7 @@ def test_the_last_model_stays_loaded(checkpoint, monkeypatch):
 def test_threads_that_ask_at_once_load_once(checkpoint, monkeypatch):
     load, loads = loading.load, []
     monkeypatch.setattr(loading, "_kept", {})
-    monkeypatch.setattr(loading, "load", lambda folder: loads.append(folder) or time.sleep(0.1) or load(folder))
+    monkeypatch.setattr(loading, "load", lambda folder, **_: loads.append(folder) or time.sleep(0.1) or load(folder))
     with ThreadPoolExecutor(4) as threads:
         pairs = list(threads.map(loading.model_and_processor, [checkpoint()] * 4))
     assert len(loads) == 1 and all(pair is pairs[0] for pair in pairs)

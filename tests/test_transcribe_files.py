@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,14 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from ranks import launch
 from samples import ScriptedPool
 from test_transcribe import RATE, said, tones
 
 from mlx_phi4.commands.transcribe import command
-from mlx_phi4.distributed import Ranks, agree, join, share
+from mlx_phi4.distributed import join
 from mlx_phi4.errors import Phi4Error
 from mlx_phi4.generation import pool
-from mlx_phi4.transcription.files import Summary, transcribe_files
+from mlx_phi4.ranks.meeting import Launch
+from mlx_phi4.ranks.star import Ranks
+from mlx_phi4.transcription.files import transcribe_files
 from mlx_phi4.transcription.outputs import find_recordings
 from mlx_phi4.transcription.records import FOLDER, record_of
 from mlx_phi4.transcription.transcript import FORMATS, Transcript
@@ -461,31 +463,6 @@ def test_an_interruption_leaves_what_is_finished_and_nothing_half_written(checkp
     assert all(Transcript.from_json(path.read_text()).segments for path in Path("out").glob("*.json"))
 
 
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def launch(arguments, size=2):
-    """Run the command as ``mlx.launch`` does, over loopback: [(exit code, stdout, stderr)]."""
-    Path("hosts.json").write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(size)]))
-    processes = [
-        subprocess.Popen(
-            [*PROGRAM, *map(str, arguments)],
-            env=os.environ | {"MLX_RANK": str(rank), "MLX_HOSTFILE": "hosts.json"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    ended = [process.communicate(timeout=120) for process in processes]
-    return [(process.returncode, *texts) for process, texts in zip(processes, ended, strict=True)]
-
-
 def test_two_processes_share_a_folder_and_give_what_one_gives(checkpoint, here):
     for number in range(5):
         record(f"in/{number}.wav", (0.2,) * (1 + number % 3))
@@ -498,7 +475,7 @@ def test_two_processes_share_a_folder_and_give_what_one_gives(checkpoint, here):
         (Path("two") / done_before).parent.mkdir(exist_ok=True)
         (Path("two") / done_before).write_bytes((Path("one") / done_before).read_bytes())
     arguments = ["in", "--model", checkpoint(), "-f", "json", "--temperatures", "0", "-m", "8", "-o", "two"]
-    ended = launch(arguments)
+    ended = launch("transcribe", *arguments)
     assert [code for code, _, _ in ended] == [1, 1]
     assert files("two") == [f"{number}.json" for number in range(5)]
     for number in range(5):
@@ -511,45 +488,19 @@ def test_two_processes_share_a_folder_and_give_what_one_gives(checkpoint, here):
     assert lines(ended[0][2])[-1] == "6 files, 4 done, 1 done before, 1 failed"
 
 
-def test_files_are_shared_out_by_size_each_to_one():
-    sizes = [5, None, 100, 40, 40, 0, 30]
-    shares = [share(Ranks(rank, 3), sizes) for rank in range(3)]
-    assert sorted(index for mine in shares for index in mine) == [0, 2, 3, 4, 5, 6]
-    loads = [sum(sizes[index] for index in mine) for mine in shares]
-    assert max(loads) == 100 and min(loads) >= 40
-
-
-def test_processes_that_see_different_files_are_refused(monkeypatch):
-    monkeypatch.setattr(Ranks, "gather", lambda self, numbers: [numbers, [numbers[0] + 1, *numbers[1:]]])
-    with pytest.raises(Phi4Error, match=r"see different files \(1, 2\)"):
-        agree(Ranks(0, 2), ["a.wav 100"], [False])
-
-
-def test_files_that_any_process_finds_finished_are_left_out_by_all(monkeypatch):
-    """Else a process that looks late would share out other files than the rest, and some would be done by nobody."""
-    others = iter([lambda numbers: numbers, lambda numbers: [1, 0, 0, *numbers[3:]]])
-    monkeypatch.setattr(Ranks, "gather", lambda self, numbers: [numbers, next(others)(numbers)])
-    assert agree(Ranks(0, 2), ["a", "b", "c"], [False, False, True]) == [True, False, True]
-
-
 def test_one_process_of_a_launcher_is_alone(monkeypatch, here):
     """``mlx.launch -n 1`` writes an empty file of hosts, which MLX refuses."""
     Path("hosts.json").write_text("\n")
     monkeypatch.setenv("MLX_RANK", "0")
     monkeypatch.setenv("MLX_HOSTFILE", "hosts.json")
-    assert join() == Ranks()
+    assert join("data").size == 1
 
 
 def test_standard_input_is_not_shared_out(monkeypatch, here, checkpoint):
-    monkeypatch.setattr("mlx_phi4.transcription.files.join", lambda: Ranks(1, 2))
+    ranks = Ranks(Launch(1, 2, ("", 0), ()), "data")
+    monkeypatch.setattr("mlx_phi4.transcription.files.join", lambda mode: ranks)
     with pytest.raises(Phi4Error, match="standard input"):
         transcribe_files(["-"], checkpoint())
-
-
-def test_the_summary_of_all_processes(monkeypatch):
-    monkeypatch.setattr(Ranks, "gather", lambda self, numbers: [numbers, [1, 0, 1, 5000, 9000]])
-    merged = Summary(2, 3, 0, 90_000, 12_000).merged(Ranks(0, 2))
-    assert str(merged) == "7 files, 3 done, 3 done before, 1 failed; 95.0 s of audio in 12.0 s"
 
 
 def test_arguments_without_recordings_are_named(here):

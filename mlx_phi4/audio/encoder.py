@@ -1,6 +1,7 @@
 """The conformer over log-mel features (report section 2.2.2; arXiv 2005.08100)."""
 
 from collections.abc import Generator
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -8,6 +9,7 @@ import numpy as np
 
 from ..config import MEL_BINS, TIME_REDUCTION, WINDOW_SECONDS, AudioConfig
 from ..device import compute_dtype, finished
+from ..ranks.sharding import Sharding, in_turns
 
 WINDOW = round(100 * WINDOW_SECONDS) // TIME_REDUCTION  # encoder frames, 500; windows do not see each other
 HALO = TIME_REDUCTION - 1  # mel frames beside a block that its first and last outputs look at
@@ -182,29 +184,39 @@ class AudioEncoder(nn.Module):
         self.embed = Subsampling(config)
         self.relative_attention_bias_layer = RelativeBias(config)
         self.encoders = [Block(config) for _ in range(config.num_blocks)]
+        self.sharding: Sharding | None = None  # ranks that share the windows of a recording
 
     def __call__(self, features: np.ndarray) -> mx.array:
         """features (T, 80) -> (ceil(T / 8), D)."""
         return finished(self.slices(features))
 
-    def slices(self, features: np.ndarray) -> Generator[None, None, mx.array]:
-        """As ``__call__``, with a pause after every window."""
+    def slices(self, features: np.ndarray) -> Generator[mx.array, None, mx.array]:
+        """As ``__call__``, with a pause after every window that gives its frames."""
         total = -(-len(features) // TIME_REDUCTION)
         # one window for a short clip; windows of a long clip all have full size
         size = min(total, WINDOW)
         bias = self.relative_attention_bias_layer(size)
+        width = self.embed.out.weight.shape[0]
         windows = []
-        for start in range(0, total, WINDOW):
-            x = self._subsample(features, start, min(start + WINDOW, total))
-            frames = x.shape[1]
-            # the last window's zeros are attended, as in the reference, and cut off afterwards
-            x = mx.pad(x, [(0, 0), (0, size - frames), (0, 0)])
-            for block in self.encoders:
-                x = block(x, bias)
-            mx.eval(x)
-            windows.append(x[0, :frames])
-            yield
+        encode = partial(self._window, features, total, bias)
+        for turn in in_turns(self.sharding, self.parts(features), encode, lambda start: (size, width)):
+            windows += [x[: total - start] for start, x in turn]
+            yield [x for _, x in turn]
         return mx.concatenate(windows)
+
+    def parts(self, features: np.ndarray) -> list[int]:
+        """What is encoded at once: a window, by the encoder frame that it begins with."""
+        return list(range(0, -(-len(features) // TIME_REDUCTION), WINDOW))
+
+    def _window(self, features: np.ndarray, total: int, bias: mx.array, start: int) -> mx.array:
+        """The window of encoder frames that begins at ``start``, (size, D); the last one with what its zeros became."""
+        size = bias.shape[-1]
+        x = self._subsample(features, start, min(start + WINDOW, total))
+        # the last window's zeros are attended, as in the reference, and cut off afterwards
+        x = mx.pad(x, [(0, 0), (0, size - x.shape[1]), (0, 0)])
+        for block in self.encoders:
+            x = block(x, bias)
+        return x[0]
 
     def _subsample(self, features: np.ndarray, start: int, stop: int) -> mx.array:
         """Encoder frames [start, stop) of the whole recording, (1, stop - start, D)."""

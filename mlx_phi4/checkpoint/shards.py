@@ -68,3 +68,8 @@ def some(found: list[str], count: int | None = None, shown: int = 5) -> str:
     """The first few of many names, and how many more there are; ``count`` in all, if not all are given."""
     rest = (len(found) if count is None else count) - shown
     return ", ".join(found[:shown]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def misshapen(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """A wrong shape in words."""
+    return f"is {shape}, expected {wanted}" + (": it is transposed" if shape == wanted[::-1] else "")

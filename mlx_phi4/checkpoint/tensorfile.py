@@ -7,6 +7,7 @@ of its header (8 bytes, little-endian), the header (JSON: name -> dtype, shape, 
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -31,6 +32,8 @@ CODES = {dtype: code for code, (dtype, _) in STORED_DTYPES.items()}
 OTHER_DTYPES = {"BOOL": 1, "I8": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "I32": 4, "I64": 8, "U64": 8}  # bytes of a value
 FLOATS = ("F32", "F16", "BF16")
 MOST_AXES = 8
+LEAST_READ = 1024  # bytes of a row that are read alone; of fewer, whole rows are read and cut
+BLOCK_BYTES = 1 << 20  # of them at once
 EXPONENT = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}  # all its bits are set in NaN and infinity
 
 
@@ -73,6 +76,53 @@ class StoredTensor:
             raise CheckpointError(f"{self.path}: {self.name} holds NaN or infinite values")
         array = mx.array(data.reshape(last - first, *self.shape[1:]))
         return array.view(dtype) if array.dtype != dtype else array
+
+    def part(self, axis: int, ranges: Sequence[tuple[int, int]]) -> mx.array:
+        """Ranges of a matrix's rows (axis 0), or one of its columns (axis 1), without reading the rest.
+
+        Raises CheckpointError.
+        """
+        size, (dtype, carrier) = itemsize(self.dtype), STORED_DTYPES[self.dtype]
+        count = sum(stop - start for start, stop in ranges)
+        shape = (count, self.row_bytes) if axis == 0 else (self.shape[0], count * size)
+        data = np.empty(shape, np.uint8)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                if axis == 0:
+                    done = 0
+                    for start, stop in ranges:
+                        self._fill(file, data[done : done + stop - start], start * self.row_bytes)
+                        done += stop - start
+                else:
+                    self._fill_columns(file, data, ranges[0][0] * size)
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error.strerror or error}") from None
+        array = mx.array(data.view(carrier))
+        return array.view(dtype) if array.dtype != dtype else array
+
+    def _fill_columns(self, file: BinaryIO, data: np.ndarray, first: int) -> None:
+        """Bytes of each row from ``first`` on -> data (rows, bytes)."""
+        rows, width = data.shape
+        step = 1 if width >= LEAST_READ else max(BLOCK_BYTES // self.row_bytes, 1)
+        if step == 1:
+            for row in range(rows):
+                self._fill(file, data[row], row * self.row_bytes + first)
+            return
+        block = np.empty((step, self.row_bytes), np.uint8)
+        for row in range(0, rows, step):
+            some = block[: min(step, rows - row)]
+            self._fill(file, some, row * self.row_bytes)
+            data[row : row + len(some)] = some[:, first : first + width]
+
+    def _fill(self, file: BinaryIO, data: np.ndarray, offset: int) -> None:
+        """The tensor's bytes from an offset on, as many as data takes."""
+        file.seek(self.start + offset)
+        left = memoryview(data).cast("B")
+        while left:
+            count = file.readinto(left)
+            if not count:
+                raise CheckpointError(f"{self.path} ended early, in {self.name}: it changed while it was read")
+            left = left[count:]
 
 
 def _finite(data: np.ndarray, exponent: int) -> bool:
@@ -119,6 +169,12 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     except ValueError as error:
         raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from None
     return {tensor.name: tensor for tensor in found}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The strings that a file says of itself, of one whose header was read before."""
+    with path.open("rb") as file:
+        return parse_object(file.read(int.from_bytes(file.read(8), "little")).decode("utf-8")).get("__metadata__") or {}
 
 
 def _stored(path: Path, name: str, entry, data: int) -> StoredTensor:

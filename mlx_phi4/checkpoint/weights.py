@@ -1,5 +1,7 @@
 """Tensors into the model. It stays lazy: bytes are read when a computation needs them."""
 
+import weakref
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -10,6 +12,28 @@ from .packing import Scheme
 from .tensorfile import StoredTensor
 
 FLOAT_DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+
+
+class Origin:
+    """The files that a lazy model's arrays come from, so that parts of them can be read without the rest.
+
+    It speaks for arrays only that are still the ones that it was made for.
+    """
+
+    def __init__(self, stored: dict[str, StoredTensor], weights: dict[str, mx.array], dtype: mx.Dtype | None):
+        self._stored, self._dtype = stored, dtype
+        self._arrays = {name: weakref.ref(weight) for name, weight in weights.items()}
+
+    def part(self, name: str, array: mx.array, axis: int, ranges: tuple[tuple[int, int], ...]) -> mx.array | None:
+        """Ranges of the decoder's array of this name along an axis, read and computed now; None if it is not known."""
+        name = f"model.{name}"
+        if name not in self._arrays or self._arrays[name]() is not array:
+            return None
+        part = self._stored[name].part(axis, ranges)
+        if self._dtype is not None and mx.issubdtype(part.dtype, mx.floating):
+            part = part.astype(self._dtype)
+        mx.eval(part)
+        return part
 
 
 def load_weights(
@@ -37,6 +61,7 @@ def load_weights(
         if packed:
             nn.quantize(model, class_predicate=lambda path, module: path in packed and packed[path].table())
         model.load_weights(list(weights.items()))
+        model.origin = Origin(stored, weights, dtype)
     except ValueError as error:
         raise CheckpointError(f"tensors do not fit the configuration: {error}") from None
 

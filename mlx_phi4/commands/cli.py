@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .. import distributed
 from ..errors import MediaError, Phi4Error, PromptError
-from ..files import expanded, read_json, taken, why_not_file
+from ..files import expanded, taken, why_not_file
 from ..terminal import say_error
 from ..transcription.transcribe import MODEL
 from . import habits
@@ -61,7 +62,7 @@ def model_option(required: bool = False):
     """--model and --revision: what ``load`` takes."""
     given = {"required": True} if required else {"default": MODEL, "show_default": True}
     given["callback"] = _not_empty
-    return lambda function: _decorated(
+    return lambda function: decorated(
         function,
         (
             click.option("--model", **given, help="Checkpoint folder or hub id."),
@@ -87,11 +88,6 @@ _SAMPLING = (
     click.option("--stop", multiple=True, help="End before this text; repeatable."),
     click.option("--seed", type=int, help="The same seed gives the same answer."),
 )
-_FORM = (
-    click.option("--json-schema", metavar="FILE", help="The answer is JSON that this JSON schema describes."),
-    click.option("--regex", help="The answer matches this regular expression as a whole."),
-    click.option("--think-first", is_flag=True, help="A <think> block may come before an answer in such a form."),
-)
 _ENGINE = (
     click.option("--prefill-step-size", default=2048, show_default=True, help="Prompt tokens computed at once."),
     click.option("--kv-bits", type=int, help="Keep keys and values in 8 or 4 bits."),
@@ -111,26 +107,16 @@ _ENGINE = (
 
 def sampling_options(command):
     """Add the options that say how tokens are chosen; names are ``stream_generate``'s."""
-    return _decorated(command, _SAMPLING)
-
-
-def form_options(command):
-    """Add the options that give the answer a form; ``read_form`` makes ``stream_generate``'s of them."""
-    return _decorated(command, _FORM)
-
-
-def read_form(options: dict) -> dict:
-    """Options with the schema in place of its file. Raises Phi4Error."""
-    path = options.pop("json_schema")
-    return options | {"schema": None if path is None else read_json(expanded(path))}
+    return decorated(command, _SAMPLING)
 
 
 def engine_options(command):
     """Add the options that say how a prompt is computed and kept; names are ``stream_generate``'s."""
-    return _decorated(command, _ENGINE)
+    return decorated(command, _ENGINE)
 
 
-def _decorated(command, options):
+def decorated(command, options):
+    """Add options to a command, in their order."""
     for option in reversed(options):
         command = option(command)
     return command
@@ -151,9 +137,11 @@ def prefill_progress(quiet: bool):
 def statistics(last: "GenerationResponse") -> str:
     """What an answer cost, in a line."""
     reused = f" ({last.reused_tokens} from the cache)" if last.reused_tokens else ""
+    drafted = last.accepted_tokens + last.rejected_tokens
+    right = f" ({last.accepted_tokens} of {drafted} drafted ones right)" if drafted else ""
     return (
         f"{last.mode}: prompt {last.prompt_tokens} tokens{reused}, {last.prompt_tps:.1f} a second; "
-        f"answer {last.generation_tokens} tokens, {last.generation_tps:.1f} a second; "
+        f"answer {last.generation_tokens} tokens{right}, {last.generation_tps:.1f} a second; "
         f"peak memory {last.peak_memory:.2f} GB"
     )
 
@@ -205,7 +193,22 @@ def check_output(path: Path, ours: Callable[[Path], bool], overwrite: bool) -> N
 
 
 def run(command: click.Command) -> None:
-    """Run a command as a program: one line and exit code 2 for what a user can mend."""
+    """Run a command as a program: one line and exit code 2 for what a user can mend.
+
+    Of several processes that ``mlx.launch`` started one says it, and all end so.
+    """
+    try:
+        _run(command)
+    except SystemExit as stop:
+        distributed.leave(stop.code if isinstance(stop.code, int) else 0)
+        raise
+    except BaseException:
+        distributed.leave(1)
+        raise
+    distributed.leave(0)
+
+
+def _run(command: click.Command) -> None:
     try:
         _prepare_streams()
         # not command.main(): it answers an interruption with an empty line of its own
@@ -284,7 +287,8 @@ def _is_closed(number: int) -> bool:
 
 
 def _fail(message: str) -> None:
-    say_error(message)
+    if not distributed.fails(message):
+        say_error(message)
     sys.exit(2)
 
 

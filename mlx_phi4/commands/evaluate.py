@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from .. import distributed
 from ..errors import Phi4Error
 from ..evaluation.answers import AnswerScores, evaluate_pictures
 from ..evaluation.speech import SpeechScores, evaluate_asr
@@ -18,7 +19,8 @@ from ..evaluation.text import evaluate_text
 from ..evaluation.word_errors import NORMALIZERS
 from ..files import expanded, write_whole
 from ..terminal import say_error, shown
-from . import cli, habits
+from . import cli, habits, ranks
+from .adapters import adapter_options, with_adapters
 
 STANDARD_OUTPUT = ("-", "/dev/stdout", "/dev/fd/1")
 
@@ -74,6 +76,14 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _begin(model: str, adapters: dict, parallel: str, json_path: str | None, overwrite: bool) -> Path | None:
+    """The results' place; before that, the other processes of this run are met."""
+    here = distributed.join(parallel)
+    path = None if here.rank else _check_json(json_path, overwrite)
+    ranks.prepare(model, parallel, adapters=adapters)
+    return path
+
+
 def _check_json(given: str | None, overwrite: bool) -> Path | None:
     """Find out before any work whether there is a place for the results; "-" is standard output."""
     if given is None or given in STANDARD_OUTPUT:
@@ -105,6 +115,12 @@ def _is_report(path: Path) -> bool:
 def _report(lines: Iterable[str], values: dict, json_path: Path | None, failures: Iterable[str] = ()) -> None:
     """Lines for a person on standard output, or JSON ("-"); JSON in a file; failures on standard error, exit code 1."""
     failures = list(failures)
+    here = distributed.join("data")
+    if code := here.gather(1 if failures else 0)[0] if here.rank else 0:
+        raise click.exceptions.Exit(code)
+    if here.rank:
+        return
+    here.gather(1 if failures else 0)
     for failure in failures:
         say_error(failure)
     if json_path is not None:
@@ -132,11 +148,13 @@ _SHARED = (
     click.option("--limit", type=int, help="Only so many of the first items."),
     click.option("--json", "json_path", metavar="FILE", help="Write all results as JSON; '-' prints them."),
     click.option("--overwrite", is_flag=True, help="Replace a file of something else with the results."),
+    ranks.parallel_option("data", "tensor"),
 )
 _quiet = click.option("--quiet", is_flag=True, help="No progress.")
 
 
 def _shared(command):
+    command = adapter_options(command)
     for option in reversed(_SHARED):
         command = option(command)
     return command
@@ -162,13 +180,14 @@ def main():
 )
 @click.option("--each", is_flag=True, help="Print each recording's word error rate, too.")
 @_quiet
-def asr(manifest, model, json_path, overwrite, each, quiet, **options):
+def asr(manifest, model, adapters, parallel, json_path, overwrite, each, quiet, **options):
     """Word and character error rates.
 
     MANIFEST has a JSON object in each line: audio (a path relative to it), text, and optionally language and id.
     """
-    json_path = _check_json(json_path, overwrite)
-    scores = evaluate_asr(manifest, model, progress=_progress(quiet, "recordings"), **options)
+    json_path = _begin(model, adapters, parallel, json_path, overwrite)
+    options |= with_adapters(model, adapters, options["adapter"], quiet)
+    scores = evaluate_asr(manifest, progress=_progress(quiet, "recordings"), **options)
     failures = [score.error for score in scores.files if score.error is not None]
     _report(_speech_lines(scores, each), asdict(scores), json_path, failures)
 
@@ -182,13 +201,14 @@ def asr(manifest, model, json_path, overwrite, each, quiet, **options):
 @click.option("--system", "--system-prompt", help="A system message in front of each question.")
 @click.option("--each", is_flag=True, help="Print each answer, too.")
 @_quiet
-def pictures(manifest, model, json_path, overwrite, each, quiet, **options):
+def pictures(manifest, model, adapters, parallel, json_path, overwrite, each, quiet, **options):
     """Exact answers to questions about pictures, spoken ones and plain ones.
 
     MANIFEST has a JSON object in each line: question, answer (one or a list), and optionally image, audio and id.
     """
-    json_path = _check_json(json_path, overwrite)
-    scores = evaluate_pictures(manifest, model, progress=_progress(quiet, "questions"), **options)
+    json_path = _begin(model, adapters, parallel, json_path, overwrite)
+    options |= with_adapters(model, adapters, options["adapter"], quiet)
+    scores = evaluate_pictures(manifest, progress=_progress(quiet, "questions"), **options)
     failures = [f"{item.id}: {item.error}" for item in scores.items if item.error is not None]
     _report(_answer_lines(scores, each), asdict(scores), json_path, failures)
 
@@ -203,10 +223,14 @@ def pictures(manifest, model, json_path, overwrite, each, quiet, **options):
 @click.option("--max-length", type=int, help="Most tokens of a context.  [default: the whole window]")
 @click.option("--include-path", help="A folder with tasks of your own.")
 @click.option("--seed", default=0, show_default=True, help="Of tasks that sample.")
-def text(tasks, model, json_path, overwrite, **options):
+def text(tasks, model, adapters, parallel, json_path, overwrite, **options):
     """Tasks of lm-eval-harness, in text mode."""
-    json_path = _check_json(json_path, overwrite)
-    results = evaluate_text(model, [task.strip() for task in tasks.split(",") if task.strip()], **options)
+    json_path = _begin(model, adapters, parallel, json_path, overwrite)
+    options |= with_adapters(model, adapters, options["adapter"])
+    results = evaluate_text(tasks=[task.strip() for task in tasks.split(",") if task.strip()], **options)
+    if not results:  # this process helped another
+        _report([], {}, None)
+        return
     from lm_eval.utils import make_table
 
     kept = ("results", "groups", "versions", "n-shot", "higher_is_better", "n-samples")

@@ -1,5 +1,6 @@
 """The decoder: RMSNorm, attention with LongRoPE and a gated MLP, over the tokens of several rows laid end to end."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import mlx.core as mx
@@ -97,12 +98,15 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self._rope = LongRope(config.rope)
 
-    def __call__(self, h: mx.array, runs: list[Run]) -> mx.array | None:
+    def __call__(
+        self, h: mx.array, runs: list[Run], composed: Mapping[str, tuple[str, ...]] | None = None
+    ) -> mx.array | None:
         """Embeddings h (1, T, D) of the runs' tokens -> hidden states (1, A, D) of the asked ones, in their order.
 
-        The rows' states move on. None where nothing was asked; the caches hold the tokens all the same.
+        The rows' states move on. None where nothing was asked; the caches hold the tokens all the same. ``composed``
+        as in ``Route.of``.
         """
-        step = Step(runs, self._rope, h.dtype)
+        step = Step(runs, self._rope, h.dtype, composed)
         for index, layer in enumerate(self.layers):
             h = layer(h, step, step.caches(index), last=index == len(self.layers) - 1)
         return None if h is None else self.norm(h)

@@ -4,8 +4,10 @@ Layers take both as arguments and the model keeps nothing of them, so no request
 beside the caches because cached keys are already rotated.
 """
 
+from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -15,18 +17,31 @@ from .kv_cache import CacheOptions, KVCache
 from .rope import LongRope
 
 
+class Mirror(Protocol):
+    """The same row on other ranks, which do what is done to this one."""
+
+    def fork(self, offset: int, other: "RowState") -> "Mirror":
+        """The row was forked at this offset; the other's mirror."""
+
+    def quantize(self, offset: int, options: CacheOptions) -> None:
+        """The row's caches are kept in fewer bits from now on."""
+
+
 @dataclass
 class RowState:
     """One sequence in the decoder.
 
     ``adapter`` is the one that its tokens pass, ``long`` says which RoPE table turns them, ``caches`` holds one
-    key/value cache per layer (empty: nothing is kept) and ``offset`` counts the tokens seen.
+    key/value cache per layer (empty: nothing is kept) and ``offset`` counts the tokens seen. ``digest`` tells an
+    adapter that was added from another one of the same name, see ``AdapterSet.digest``.
     """
 
     adapter: str | None = None
     long: bool = False
     caches: list[KVCache] | None = None
     offset: int = 0
+    digest: str | None = None
+    mirror: Mirror | None = field(default=None, compare=False, repr=False)
 
     def trimmable(self, count: int) -> bool:
         """Whether the last ``count`` tokens can be taken back."""
@@ -42,11 +57,14 @@ class RowState:
         """The same tokens for another row; memory is shared until one of the two goes on."""
         other = copy(self)
         other.caches = [cache.fork() for cache in self.caches]
+        other.mirror = None if self.mirror is None else self.mirror.fork(self.offset, other)
         return other
 
     def quantize(self, options: CacheOptions) -> None:
         """Keep what plain caches hold in fewer bits from now on."""
         self.caches = [cache.quantized(options) for cache in self.caches]
+        if self.mirror is not None:
+            self.mirror.quantize(self.offset, options)
 
     def arrays(self) -> list[mx.array]:
         """What has to be evaluated, and is kept."""
@@ -74,11 +92,17 @@ class Step:
     ``asked_route`` and ``asked`` tell which tokens are computed: indices (A,), or None for all of them.
     """
 
-    def __init__(self, runs: list[Run], rope: LongRope, dtype: mx.Dtype):
+    def __init__(
+        self,
+        runs: list[Run],
+        rope: LongRope,
+        dtype: mx.Dtype,
+        composed: Mapping[str, tuple[str, ...]] | None = None,
+    ):
         """Describe the runs and move their rows past them."""
         self.runs = runs
         self.rotation = rope.rotation([(run.state.offset, run.count, run.state.long) for run in runs], dtype)
-        self.route = Route.of([(run.state.adapter, run.count) for run in runs])
+        self.route = Route.of([(run.state.adapter, run.count) for run in runs], composed)
         self.masks = [_mask(run) for run in runs]
         self.asked: mx.array | None = None
         self.asked_route = self.route
@@ -86,7 +110,7 @@ class Step:
             ends = np.cumsum([run.count for run in runs])
             places = [np.arange(end - run.asked, end) for end, run in zip(ends.tolist(), runs, strict=True)]
             self.asked = mx.array(np.concatenate(places).astype(np.int32))
-            self.asked_route = Route.of([(run.state.adapter, run.asked) for run in runs])
+            self.asked_route = Route.of([(run.state.adapter, run.asked) for run in runs], composed)
         for run in runs:
             run.state.offset += run.count
 

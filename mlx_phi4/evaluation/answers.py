@@ -1,13 +1,16 @@
 """Right and wrong answers to questions about pictures, spoken questions and plain ones."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..arguments import kinds
 from ..arguments.names import takes
+from ..distributed import join
+from ..ranks.together import check_same
+from ..ranks.work import Lost, share_out
 from .manifest import read_questions
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
@@ -47,6 +50,7 @@ class AnswerScores:
     batch_size=kinds.integer(1),
     max_tokens=kinds.integer(1),
     system=kinds.text | None,
+    adapter=kinds.text | None,
     progress=kinds.function | None,
 )
 def evaluate_pictures(
@@ -58,6 +62,7 @@ def evaluate_pictures(
     batch_size: int = 4,
     max_tokens: int = 64,
     system: str | None = None,
+    adapter: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> AnswerScores:
     """The share of answers that are right: equal to an accepted one but for case, outer white space and a last period.
@@ -73,6 +78,7 @@ def evaluate_pictures(
         batch_size: questions answered together.
         max_tokens: of an answer.
         system: a system message in front of each question, such as "Answer with one word.".
+        adapter: that all questions pass instead of their mode's own; "base" is none.
         progress: told how many questions are done, of how many.
 
     Raises:
@@ -81,24 +87,31 @@ def evaluate_pictures(
     from ..generation.pool import answer_each
     from ..inputs.processor import Request
     from ..loading import model_and_processor
+    from ..modalities import Mode, chosen_adapter
 
     items = read_questions(manifest, limit)
-    model, processor = model_and_processor(model, processor)
+    ranks = join("data")
+    check_same(ranks, model)
+    model, processor = ranks.settle(lambda: model_and_processor(model, processor))
+    chosen_adapter(adapter, Mode.TEXT, processor.adapters)
     if any(item.images or item.audios for item in items):
         processor.config.check_multimodal()
     scores = [AnswerScore(item.id, item.question, list(item.answers)) for item in items]
     began = time.perf_counter()
-    requests = [
-        (score, Request(item.question, list(item.images), list(item.audios), system))
-        for item, score in zip(items, scores, strict=True)
-    ]
-    answers = answer_each(model, processor, requests, rows=batch_size, max_tokens=max_tokens)
-    for done, (score, answer) in enumerate(answers, start=1):
-        if isinstance(answer, Exception):
-            score.error = str(answer)
+    requests = [Request(item.question, list(item.images), list(item.audios), system, adapter=adapter) for item in items]
+
+    def answer(order: Iterable[int]) -> Iterator[tuple[int, list]]:
+        asked = ((index, requests[index]) for index in order)
+        for index, found in answer_each(model, processor, asked, rows=batch_size, max_tokens=max_tokens):
+            yield index, [None, str(found)] if isinstance(found, Exception) else [found.text, None]
+
+    for done, (index, found) in enumerate(share_out(ranks, [1] * len(items), answer), start=1):
+        score, (text, error) = scores[index], [None, str(found)] if isinstance(found, Lost) else found
+        if error is not None:
+            score.error = error
         else:
-            score.answer = answer.text.strip()
-            score.correct = _plain(score.answer) in map(_plain, score.accepted)
+            score.answer = text.strip()
+            score.correct = any(same_answer(score.answer, accepted) for accepted in score.accepted)
         if progress is not None:
             progress(done, len(items))
     correct, answered = sum(score.correct for score in scores), sum(score.error is None for score in scores)
@@ -110,6 +123,11 @@ def evaluate_pictures(
         wall_seconds=round(time.perf_counter() - began, 3),
         items=scores,
     )
+
+
+def same_answer(answer: str, accepted: str) -> bool:
+    """Whether two answers are equal but for case, outer white space and a last period."""
+    return _plain(answer) == _plain(accepted)
 
 
 def _plain(answer: str) -> str:

@@ -12,13 +12,16 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from ..distributed import join
 from ..errors import Phi4Error
-from ..generation.pool import answer_each
+from ..generation.options import make_options
 from ..inputs.processor import Request
 from ..inputs.prompt import render_messages
 from ..inputs.tokenizer import END_OF_TEXT
 from ..loading import model_and_processor
-from .scoring import score_continuations
+from ..modalities import Mode, chosen_adapter
+from ..ranks.together import check_same
+from .shared_requests import SharedRequests
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -41,6 +44,7 @@ class Phi4LM(TemplateLM):
             contexts lose their beginning, longer documents are read in windows.
         max_gen_toks: most tokens of an answer where the task does not say.
         seed: of tasks that sample; each request adds its number.
+        adapter: that all texts pass; None is the base alone.
 
     Raises:
         Phi4Error: a bad value or model.
@@ -56,6 +60,7 @@ class Phi4LM(TemplateLM):
         seed: int = 0,
         device: str | None = None,
         max_batch_size: int | None = None,
+        adapter: str | None = None,
     ):
         super().__init__()
         try:
@@ -64,8 +69,13 @@ class Phi4LM(TemplateLM):
             raise Phi4Error(f"batch_size is {batch_size!r}, expected a number") from None
         if device is not None or max_batch_size is not None:
             raise Phi4Error("device and max_batch_size are not options of mlx_phi4")
-        self._model, self._processor = model_and_processor(pretrained, processor)
-        self._name = pretrained if processor is None else "mlx_phi4"
+        ranks = join("data")
+        check_same(ranks, pretrained)
+        model, self._processor = ranks.settle(lambda: model_and_processor(pretrained, processor))
+        chosen = chosen_adapter(adapter, Mode.TEXT, self._processor.adapters)
+        self.shared = SharedRequests(ranks, model, self._processor, self.batch_size, chosen)
+        name = pretrained if processor is None else "mlx_phi4"
+        self._name = name if chosen is None else f"{name}:{chosen}"
         window = self._processor.config.decoder.max_position_embeddings
         self.max_length, self.max_gen_toks, self.seed = int(max_length or window), int(max_gen_toks), int(seed)
         if not 1 <= self.max_length <= window:
@@ -97,8 +107,7 @@ class Phi4LM(TemplateLM):
         """Requests ((context, continuation), context ids, continuation ids) -> (log-probability, greedy)."""
         pairs = [self._fitted(context, continuation) for _, context, continuation in requests]
         with tqdm(total=len(pairs), disable=disable_tqdm, desc="Log-likelihoods") as bar:
-            scores = score_continuations(self._model, pairs, batch_size=self.batch_size, progress=bar.update)
-        answers = [(score.logprob, score.greedy) for score in scores]
+            answers = self.shared.score(pairs, bar.update)
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
@@ -133,15 +142,13 @@ class Phi4LM(TemplateLM):
         asked = [self._request(index, *request.args) for index, request in enumerate(requests)]
         answers = [""] * len(asked)
         with tqdm(total=len(asked), disable=disable_tqdm, desc="Answers") as bar:
-            for row, answer in answer_each(self._model, self._processor, enumerate(asked), rows=self.batch_size):
-                if isinstance(answer, Exception):
-                    raise answer
-                answers[row] = answer.text
-                self.cache_hook.add_partial("generate_until", requests[row].args, answer.text)
+            for row, text in self.shared.answer(asked):
+                answers[row] = text
+                self.cache_hook.add_partial("generate_until", requests[row].args, text)
                 bar.update()
         return answers
 
-    def _request(self, index: int, context: str, kwargs: dict) -> Request:
+    def _request(self, index: int, context: str, kwargs: dict) -> dict:
         """A prompt with its own options. All are made before the first answer, so that a bad one costs no time."""
         kwargs = dict(normalize_gen_kwargs(kwargs, self.max_gen_toks))
         options = {name: kwargs.pop(name) for name in SAMPLING if kwargs.get(name) is not None}
@@ -150,4 +157,7 @@ class Phi4LM(TemplateLM):
         kwargs.pop("do_sample", None)  # has become the temperature
         if kwargs:
             raise Phi4Error(f"the task's generation_kwargs have {', '.join(kwargs)}, which mlx_phi4 does not know")
-        return Request(context or END_OF_TEXT, raw=True, options=options)
+        asked = {"prompt": context or END_OF_TEXT, "options": options}
+        Request(asked["prompt"], raw=True, options=options)
+        make_options(options)
+        return asked

@@ -76,10 +76,19 @@ def _items(manifest: str | Path, limit: int | None, read: "Callable[[_Line], Ite
 
 
 def _lines(manifest: Path) -> "Iterator[_Line]":
+    for number, where, values in read_objects(manifest):
+        yield _Line(where, number, manifest.parent, values)
+
+
+def read_objects(path: Path) -> Iterator[tuple[int, str, dict]]:
+    """The objects of a file of JSON lines, each with its line's number, and with file and line in words.
+
+    Empty lines are passed over. Raises Phi4Error.
+    """
     try:
-        with manifest.open("rb") as file:  # as bytes, so that a line that is not UTF-8 can be named
+        with path.open("rb") as file:  # as bytes, so that a line that is not UTF-8 can be named
             for number, raw in enumerate(file, start=1):
-                where = f"{manifest}, line {number}"
+                where = f"{path}, line {number}"
                 try:
                     text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                     values = json.loads(text) if text else None
@@ -89,9 +98,9 @@ def _lines(manifest: Path) -> "Iterator[_Line]":
                     continue
                 if not isinstance(values, dict):
                     raise Phi4Error(f"{where}: is {text:.40}, expected an object such as {{...}}")
-                yield _Line(where, number, manifest.parent, values)
+                yield number, where, values
     except OSError as error:
-        raise Phi4Error(f"{manifest}: {error.strerror or error}") from None
+        raise Phi4Error(f"{path}: {error.strerror or error}") from None
 
 
 @dataclass(frozen=True)

@@ -44,13 +44,15 @@ def score_continuations(
     model: "Phi4",
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     *,
+    adapter: str | None = None,
     batch_size: int = 8,
     progress: Callable[[int], None] | None = None,
 ) -> list[Likelihood]:
-    """Score token ids that follow token ids, as text: without any adapter.
+    """Score token ids that follow token ids, as text.
 
     Args:
         pairs: (context, continuation); each context holds at least one token.
+        adapter: that all pass; None is the base alone.
         batch_size: continuations computed together; it changes the speed, not the numbers.
         progress: told how many continuations were just scored.
 
@@ -63,7 +65,7 @@ def score_continuations(
     for groups in _batches(_groups(model, pairs), batch_size):
         rows = [row for group in groups for row in group.rows]
         with exclusive():
-            scored = _score(model, groups, [list(pairs[row][1]) for row in rows])
+            scored = _score(model, adapter, groups, [list(pairs[row][1]) for row in rows])
         results.update(zip(rows, scored, strict=True))
         mx.clear_cache()  # the next batch has another shape; its buffers would come on top
         if progress is not None:
@@ -104,10 +106,12 @@ def _batches(groups: list[_Group], size: int) -> Iterator[list[_Group]]:
         yield batch
 
 
-def _score(model: "Phi4", groups: list[_Group], continuations: list[list[int]]) -> list[Likelihood]:
+def _score(
+    model: "Phi4", adapter: str | None, groups: list[_Group], continuations: list[list[int]]
+) -> list[Likelihood]:
     """Each context once, then each of its continuations on a copy of its state."""
     layers = len(model.model.layers)
-    states = [RowState(None, group.long, CacheOptions().make(layers)) for group in groups]
+    states = [RowState(adapter, group.long, CacheOptions().make(layers)) for group in groups]
     totals = _Totals(model, continuations)
     numbers = iter(range(len(continuations)))
     of_group = [[next(numbers) for _ in group.rows] for group in groups]
@@ -145,9 +149,9 @@ def _hidden(
             asked = len(part) if every else int(ended)
             runs.append(Run(rows[index][0], len(part), asked))
             places += [(index, start + len(part) - asked + i) for i in range(asked)]
-        model.read({run.state.adapter for run in runs})
         ids = mx.array(np.concatenate([part for _, _, part in taken]).astype(np.int32))
-        h = model.model(model.model.embed_tokens(ids)[None], runs)
+        model.read({None})
+        h = model.hidden(model.model.embed_tokens(ids)[None], runs)
         mx.eval([] if h is None else h, [run.state.arrays() for run in runs])
         if h is not None:
             yield h[0], places

@@ -1,7 +1,7 @@
 """Error rates of what the model hears in recordings whose words are known."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 from ..arguments import kinds
 from ..arguments.names import takes
 from ..config import WINDOW_SECONDS
+from ..distributed import join
 from ..errors import Phi4Error
+from ..ranks.together import check_same
+from ..ranks.work import Lost, share_out
 from .manifest import SpeechItem, read_speech
 from .word_errors import NORMALIZERS, Normalizer, error_rates
 
@@ -68,6 +71,7 @@ class SpeechScores:
     limit=kinds.integer(1) | None,
     batch_size=kinds.integer(1),
     normalizer=kinds.choice(*NORMALIZERS),
+    adapter=kinds.text | None,
     progress=kinds.function | None,
 )
 def evaluate_asr(
@@ -78,6 +82,7 @@ def evaluate_asr(
     limit: int | None = None,
     batch_size: int = 8,
     normalizer: str = "auto",
+    adapter: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SpeechScores:
     """Word and character error rates of transcripts.
@@ -91,6 +96,7 @@ def evaluate_asr(
         limit: only so many of the first lines.
         batch_size: recordings decoded together.
         normalizer: auto, english, basic or none; see ``word_errors.Normalizer``.
+        adapter: instead of speech mode's own; "base" is none.
         progress: told how many recordings are done, of how many.
 
     Raises:
@@ -105,12 +111,16 @@ def evaluate_asr(
         for item, text in zip(items, references, strict=True)
     ]
     asked = [index for index, text in enumerate(references) if text]
-    loaded = model_and_processor(model, processor)
+    ranks = join("data")
+    check_same(ranks, model)
+    loaded = ranks.settle(lambda: model_and_processor(model, processor))
     began, hypotheses = time.perf_counter(), {}
-    for done, (number, heard) in enumerate(_transcribed(*loaded, [items[i] for i in asked], batch_size), start=1):
-        index, score = asked[number], files[asked[number]]
-        if isinstance(heard, str):
-            score.error = heard
+    sizes = [items[index].audio.stat().st_size if text else None for index, text in enumerate(references)]
+    results = share_out(ranks, sizes, lambda order: _transcribed(*loaded, items, batch_size, order, adapter))
+    for done, (index, heard) in enumerate(results, start=1):
+        score = files[index]
+        if isinstance(heard, (str, Lost)):
+            score.error = str(heard)
         else:
             score.hypothesis, score.seconds = heard
             hypotheses[index] = normalize(score.hypothesis, items[index].language)
@@ -137,7 +147,12 @@ def evaluate_asr(
 
 
 def _transcribed(
-    model: "Phi4", processor: "Processor", items: list[SpeechItem], batch_size: int
+    model: "Phi4",
+    processor: "Processor",
+    items: list[SpeechItem],
+    batch_size: int,
+    order: Iterable[int],
+    adapter: str | None,
 ) -> Iterator[tuple[int, tuple[str, float] | str]]:
     """Each item's index with its text and seconds, or with a line that says why there is none."""
     from ..transcription.chunking import Failure, read_ahead
@@ -146,9 +161,9 @@ def _transcribed(
     from ..transcription.transcribe import transcribe
     from ..transcription.transcript import Segment
 
-    options = DecodingOptions(batch_size=batch_size, temperatures=(0.0,))
+    options = DecodingOptions(batch_size=batch_size, temperatures=(0.0,), adapter=adapter)
     decoder = SegmentDecoder(model, processor, make_question("transcribe"), options)
-    with closing(read_ahead([partial(_read_chunk, item.audio) for item in items], jobs=2)) as chunks:
+    with closing(read_ahead([partial(_read_chunk, item.audio) for item in items], jobs=2, order=order)) as chunks:
         for index, found in decoder(chunks):
             path = items[index].audio
             if isinstance(found, Segment):
@@ -157,7 +172,7 @@ def _transcribed(
                 yield index, (found if isinstance(found, Failure) else Failure(found)).line(str(path))
             else:
                 try:
-                    transcript = transcribe(path, model, processor=processor, batch_size=batch_size)
+                    transcript = transcribe(path, model, processor=processor, batch_size=batch_size, adapter=adapter)
                     yield index, (transcript.text, transcript.duration)
                 except (Phi4Error, OSError) as error:
                     yield index, Failure(error).line(str(path))

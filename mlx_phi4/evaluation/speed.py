@@ -58,6 +58,7 @@ class Measured:
     generation_tokens=kinds.integer(2),
     mode=kinds.choice(*MODES, "all"),
     repeat=kinds.integer(1),
+    adapter=kinds.text | None,
     quiet=kinds.flag,
 )
 def benchmark(
@@ -70,6 +71,7 @@ def benchmark(
     image=None,
     audio=None,
     repeat: int = 3,
+    adapter: str | None = None,
     quiet: bool = True,
     **options,
 ) -> list[Measured]:
@@ -83,6 +85,7 @@ def benchmark(
         mode: text, vision, speech, vision-speech or all.
         image, audio: as the processor takes them; None makes a picture of 1340 x 900 pixels, a tone of 10 s.
         repeat: counted rounds.
+        adapter: instead of the modes' own; "base" is none.
         quiet: no line on standard error for each round.
         options: ``prefill_step_size``, ``rope``, ``kv_bits``, ``kv_group_size``, ``quantized_kv_start`` and
             ``max_kv_size`` of ``stream_generate``.
@@ -97,9 +100,8 @@ def benchmark(
     engine = make_options(options)
     engine.kv.check(processor.config.decoder.head_dim)
     modes = _modes(mode, processor.config, image, audio)
-    runs = {
-        m: _Run(model, processor, _request(m, image, audio), prompt_tokens, generation_tokens, engine) for m in modes
-    }
+    asked = {m: _request(m, image, audio) | {"adapter": adapter} for m in modes}
+    runs = {m: _Run(model, processor, asked[m], prompt_tokens, generation_tokens, engine) for m in modes}
     found: dict[str, list[Measured]] = {m: [] for m in modes}
     for round in range(repeat + 1):
         for m, run in runs.items():
@@ -111,23 +113,24 @@ def benchmark(
     return [_summary(repeats) for repeats in found.values()]
 
 
-def weight_bytes(model: "Phi4", mode: str) -> tuple[int, int]:
-    """Bytes that the decoder reads for one token, counted from its arrays: (base, adapter of this mode).
+def weight_bytes(model: "Phi4", mode: str, adapter: str | None = None) -> tuple[int, int]:
+    """Bytes that the decoder reads for one token, counted from its arrays: (base, adapter; None is this mode's).
 
     The embedding counts once where the head is tied to it; where it is not, one row of it is too little to count.
     """
     from mlx.utils import tree_flatten
 
-    from ..modalities import adapter_of
+    from ..modalities import chosen_adapter
 
-    adapter = adapter_of(mode)
+    parts = model.adapters.get(chosen_adapter(adapter, mode, model.adapters), ())
+    marks = [f".lora.{part}." for part in parts]
     head = model.lm_head if "lm_head" in model else model.model.embed_tokens
     base = sum(array.nbytes for part in (head, model.model.norm) for _, array in tree_flatten(part.parameters()))
     added = 0
     for name, array in tree_flatten([layer.parameters() for layer in model.model.layers]):
         if ".lora." not in name:
             base += array.nbytes
-        elif f".lora.{adapter}." in name:
+        elif any(mark in name for mark in marks):
             added += array.nbytes
     return base, added
 
@@ -226,7 +229,7 @@ class _Run:
         follow_up = self._inputs([*self.filling, *self._turns(answer), *self.question])
         self._encode(follow_up, media)
         second, _, _ = self._generate(follow_up, media, cache)
-        base, adapter = weight_bytes(self.model, inputs.modes[0])
+        base, adapter = weight_bytes(self.model, inputs.modes[0], self.media["adapter"])
         return Measured(
             mode=inputs.modes[0],
             prompt_tokens=inputs.lengths[0],

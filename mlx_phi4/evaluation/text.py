@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import kinds
 from ..arguments.names import takes
+from ..distributed import join
 from ..errors import Phi4Error
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
     apply_chat_template=kinds.flag,
     max_length=kinds.integer(1) | None,
     include_path=kinds.path | None,
+    adapter=kinds.text | None,
     seed=kinds.integer(0),
 )
 def evaluate_text(
@@ -36,9 +38,10 @@ def evaluate_text(
     apply_chat_template: bool = False,
     max_length: int | None = None,
     include_path: str | None = None,
+    adapter: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Results of lm-eval-harness, as its ``simple_evaluate`` returns them.
+    """Results of lm-eval-harness, as its ``simple_evaluate`` returns them; empty on other ranks than 0, which help.
 
     Args:
         model: a folder or a hub id, or a loaded model with its ``processor``.
@@ -49,6 +52,7 @@ def evaluate_text(
         apply_chat_template: put each question into the model's chat template.
         max_length: most tokens of a context; None for the whole window.
         include_path: a folder with tasks of one's own.
+        adapter: that all texts pass; None is the base alone.
         seed: of tasks that sample.
 
     Raises:
@@ -64,7 +68,10 @@ def evaluate_text(
     manager = TaskManager(include_path=include_path)
     if unknown := [task for task in tasks if not manager.match_tasks([task])]:
         raise Phi4Error(f"lm-eval has no task called {', '.join(unknown)}; lm-eval ls tasks lists them")
-    lm = Phi4LM(model, processor, batch_size=batch_size, max_length=max_length, seed=seed)
+    lm = Phi4LM(model, processor, batch_size=batch_size, max_length=max_length, seed=seed, adapter=adapter)
+    if join("data").rank:
+        lm.shared.serve()
+        return {}
     try:
         return lm_eval.simple_evaluate(
             lm,

@@ -41,10 +41,17 @@ class Flight:
     sampled: Sampled | None = None
     finite: dict[int, mx.array] = field(default_factory=dict)  # by choice, of rows whose prompt ends here
 
+    @property
+    def drafted(self) -> int:
+        """Tokens of drafts that it verifies."""
+        return sum(len(part.draft) for part in self.parts)
+
     def choose(self) -> None:
         """Submit the choice of tokens, and have the device begin."""
         self.submitted = True
         choices = self.choices = [choice for choice in self.choices if choice.wanted]
+        if any(choice.sequence.constraint for choice in choices):
+            mx.async_eval(self.logits)  # the device computes while this thread finds out which tokens may come
         if choices:
             self.sampled = _chosen(choices, self.logits)
             for index, choice in enumerate(choices):
@@ -77,7 +84,7 @@ def _chosen(choices: list[Choice], logits: mx.array) -> Sampled:
     tokens = found[0] if len(found) == 1 else mx.concatenate(found)
     if order != sorted(order):
         tokens = tokens[mx.array(np.argsort(order))]
-    sampled = Sampled(tokens.astype(mx.uint32), errors=errors)
+    sampled = Sampled(choices[0].sequence.model.agreed(tokens.astype(mx.uint32)), errors=errors)
     for index, choice in enumerate(choices):
         asked = choice.sequence.options.logprobs
         if asked is not None:
@@ -102,14 +109,24 @@ def _likeliest(group: list[int], choices: list[Choice], logits: mx.array, masks:
 def _masks(choices: list[Choice], vocabulary: int) -> tuple[dict[int, np.ndarray], dict[int, Exception]]:
     """By choice: the tokens that its constraint allows, (V,) booleans, and what is wrong with it."""
     masks, errors = {}, {}
+    rows: dict[Sequence, list[int]] = {}
     for index, choice in enumerate(choices):
+        if choice.sequence.constraint is not None:
+            rows.setdefault(choice.sequence, []).append(index)
+    for sequence, indices in rows.items():
+        ahead = 0  # drafted tokens that are taken to have come
         try:
-            allowed = _allowed(choice, vocabulary)
-        except Exception as error:
-            errors[index] = error
-            continue
-        if allowed is not None:
-            masks[index] = allowed
+            for index in indices:
+                allowed = _allowed(choices[index], vocabulary)
+                if allowed is not None:
+                    masks[index] = allowed
+                if choices[index].draft is not None:
+                    sequence.constraint.advance(choices[index].draft)
+                    ahead += 1
+        except Exception as error:  # if that far is read at all
+            errors |= dict.fromkeys(indices[ahead:], error)
+        if ahead:
+            sequence.constraint.rollback(ahead)
     return masks, errors
 
 

@@ -20,12 +20,12 @@ class Grammar:
     Args:
         kind: what ``text`` is.
         text: a JSON schema in JSON, a regular expression in the syntax of Rust's crate regex, or a grammar in
-            llguidance's dialect of Lark.
+            llguidance's dialect of Lark; for "grammars" JSON of several as llguidance takes them, the first one meant.
         name: what messages call it: the option or field that it came from.
         thoughts: whether a ``<think>`` block may come first, for which the form does not count.
     """
 
-    kind: Literal["json_schema", "regex", "lark"]
+    kind: Literal["json_schema", "regex", "lark", "grammars"]
     text: str
     name: str = field(default="grammar", compare=False)
     thoughts: bool = False

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
-from ..arguments.kinds import Kind, Unfit, choice, flag, function, integer, of_class, settle
+from ..arguments.kinds import Kind, Unfit, choice, flag, function, integer, of_class, settle, text
 from ..arguments.names import check_names
 from ..decoder.kv_cache import CacheOptions
 from ..errors import Phi4Error
+from ..inputs.tools import ToolChoice, tool_choice
+from .draft_model import DraftModel
 from .grammars import GRAMMAR_KINDS, Grammar
 from .media_cache import MediaCache
 from .prompt_cache import PromptCache
@@ -25,6 +27,13 @@ def _stop(value):
     return value
 
 
+def _speculation(value):
+    """How drafts are made."""
+    if isinstance(value, str) and value in ("lookup", "none"):
+        return str(value)
+    return DraftModel.of(value)
+
+
 ENGINE_KINDS = {
     "max_tokens": integer(1),
     "stop": Kind(_stop),
@@ -34,9 +43,13 @@ ENGINE_KINDS = {
     "kv_group_size": integer(1),
     "quantized_kv_start": integer(0),
     "max_kv_size": integer(16) | None,
+    "speculation": Kind(_speculation) | None,
+    "prediction": text | None,
     "prompt_cache": of_class("PromptCache", "a PromptCache") | None,
     "media_cache": of_class("MediaCache", "a MediaCache") | None,
     "progress": function | None,
+    "tool_choice": Kind(tool_choice) | None,
+    "parallel_tool_calls": flag,
     "think_first": flag,
 }
 
@@ -54,9 +67,15 @@ class GenerationOptions(Sampling):
         kv_bits: 8 or 4 keeps keys and values in so many bits, in groups of ``kv_group_size`` along a head, from
             ``quantized_kv_start`` tokens on.
         max_kv_size: keeps the first 4 and the last tokens only, so many in all.
+        speculation: tokens are drafted and verified side by side, which changes the answer's speed alone: "lookup"
+            drafts from where prompt or answer went on alike before, a loaded model of the same vocabulary (or the pair
+            that ``load`` gives) by itself. None or "none": not.
+        prediction: a text that most of the answer is expected to be, from which it is drafted.
         prompt_cache: begin with what it shares with the prompt, and leave the sequence in it.
         media_cache: embeddings of pictures and clips that were seen already.
         progress: called with (prompt tokens done, of how many).
+        tool_choice: "auto" (with tools, the default), "none", "required", or a tool's name, also in OpenAI's form.
+        parallel_tool_calls: whether an answer may have several calls.
         schema: a JSON schema, or a pydantic model: the answer is JSON that it describes. At most one of this and
             ``regex``, which the answer matches as a whole, ``choice``, texts of which it is one, and ``lark``, a
             grammar in llguidance's dialect. Each is kept as a ``Grammar``.
@@ -71,9 +90,13 @@ class GenerationOptions(Sampling):
     kv_group_size: int = 64
     quantized_kv_start: int = 0
     max_kv_size: int | None = None
+    speculation: str | DraftModel | None = None
+    prediction: str | None = None
     prompt_cache: PromptCache | None = None
     media_cache: MediaCache | None = None
     progress: Callable[[int, int], None] | None = None
+    tool_choice: ToolChoice | str | dict | None = None
+    parallel_tool_calls: bool = True
     schema: dict | type | Grammar | None = None
     regex: str | Grammar | None = None
     choice: list[str] | tuple[str, ...] | Grammar | None = None
@@ -86,8 +109,9 @@ class GenerationOptions(Sampling):
         given = [name for name in GRAMMAR_KINDS if getattr(self, name) is not None]
         if len(given) > 1:
             raise Phi4Error(f"{' and '.join(given)} cannot be combined: an answer keeps to one of them")
-        if self.think_first and not given:
-            raise Phi4Error(f"think_first needs one of {', '.join(GRAMMAR_KINDS)}")
+        required = self.tool_choice is not None and self.tool_choice.mode == "required"
+        if self.think_first and not given and not required:
+            raise Phi4Error(f"think_first needs one of {', '.join(GRAMMAR_KINDS)} or a tool_choice that requires calls")
 
     @property
     def grammar(self) -> Grammar | None:

@@ -20,6 +20,7 @@ from ..files import write_whole
 from ..inputs.processor import Row
 from ..modalities import projector_of
 from ..model import Phi4
+from .draft_model import DraftRow
 from .media_cache import MediaCache
 
 FILE_FORMAT = "mlx_phi4 prompt cache 2"
@@ -32,6 +33,7 @@ MediaSpan = tuple[int, str, str]  # where a medium starts, its content's digest,
     media=kinds.of_class("MediaCache", "a MediaCache"),
     state=kinds.of_class("RowState", "a RowState") | None,
     options=kinds.of_class("CacheOptions", "CacheOptions"),
+    draft=kinds.of_class("DraftRow", "a draft model's part of a sequence") | None,
     source=kinds.path | None,
 )
 @dataclass
@@ -49,6 +51,7 @@ class PromptCache:
     options: CacheOptions = field(default_factory=CacheOptions)
     source: Path | None = None  # the file that it was loaded from, until it is used
     model: Callable[[], Phi4 | None] = field(default=lambda: None, repr=False)  # whose keys and values these are
+    draft: DraftRow | None = field(default=None, repr=False)  # the same text as a draft model saw it
 
     def __post_init__(self):
         span = kinds.of_class("tuple", "a triple (start, digest, projector)")
@@ -61,7 +64,7 @@ class PromptCache:
 
     def clear(self) -> None:
         """Forget the sequence; embeddings of media stay."""
-        self.state, self.tokens, self.spans, self.source = None, [], frozenset(), None
+        self.state, self.tokens, self.spans, self.source, self.draft = None, [], frozenset(), None, None
 
     def common(self, row: Row, long: bool) -> int:
         """How many tokens of a row are in the cache already; at least one is left to compute."""
@@ -81,6 +84,7 @@ class PromptCache:
         if self.source is not None:
             self._check_source(row.adapter, options)
         mine = options == self.options and self.model() is model
+        mine = mine and self.state is not None and self.state.digest == model.adapters.digest(row.adapter)
         count = self.common(row, long) if mine else 0
         state, spare = self.state, len(self.tokens) - count
         usable = count and reusable(state, count, spare, options)
@@ -103,6 +107,7 @@ class PromptCache:
     def save(self, path: str | Path, model: Phi4) -> None:
         """Write to a safetensors file, beside its place and then renamed. Raises Phi4Error."""
         path = _checked(path)
+        _check_alone(model)
         with exclusive():
             if self.state is None:
                 raise Phi4Error("there is nothing in the prompt cache to save")
@@ -136,6 +141,7 @@ class PromptCache:
     def load(cls, path: str | Path, model: Phi4) -> "PromptCache":
         """Read a file that ``save`` wrote for this very model. Raises Phi4Error."""
         path = _checked(path)
+        _check_alone(model)
         if not path.is_file():
             raise Phi4Error(f"{path}: no such prompt-cache file")
         try:
@@ -153,7 +159,7 @@ class PromptCache:
             if known["format"] != FILE_FORMAT:
                 raise Phi4Error(f"{path}: is not a prompt cache of this version")
             if known["model"] != fingerprint(model, known["adapter"]):
-                raise Phi4Error(f"{path}: was made with another model")
+                raise Phi4Error(f"{path}: was made with another model{_or_adapter(known['adapter'], model)}")
             return _restored(cls, known, arrays, model, path)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
             raise Phi4Error(f"{path}: is not a whole prompt cache: {error}") from None
@@ -181,6 +187,12 @@ def _named(adapter: str | None) -> str:
     return "no adapter" if adapter is None else f"the {adapter} adapter"
 
 
+def _or_adapter(name: str | None, model: Phi4) -> str:
+    if name is not None and name not in model.adapters:
+        return f", which has an adapter {name!r}"
+    return "" if name is None or name in model.config.adapters else f" or another adapter {name!r}"
+
+
 def _spelled(options: CacheOptions) -> str:
     return ", ".join(f"{name} {value}" for name, value in vars(options).items() if value is not None)
 
@@ -196,10 +208,11 @@ def fingerprint(model: Phi4, adapter: str | None) -> str:
     digest = blake2b(repr((config.decoder, config.quantization)).encode(), digest_size=16)
     layer = model.model.layers[0]
     samples = [model.model.norm.weight, layer.input_layernorm.weight, model.model.embed_tokens.weight[:4]]
-    if adapter is not None:
-        if adapter not in config.adapters:
-            return f"no adapter {adapter}"
-        samples.append(layer.self_attn.qkv_proj.lora[adapter].down.weight[:4])
+    if adapter is not None and adapter not in model.adapters:
+        return f"no adapter {adapter}"
+    digest.update((model.adapters.digest(adapter) or "").encode())
+    own = [part for part in model.adapters.get(adapter, ()) if part in config.adapters]
+    samples += [layer.self_attn.qkv_proj.lora[part].down.weight[:4] for part in own]
     with exclusive():
         for weight in samples:
             digest.update(f"{weight.dtype}{weight.astype(mx.float32).tolist()}".encode())
@@ -238,7 +251,7 @@ def _restored(kind: type, known: dict, arrays: dict[str, mx.array], model: Phi4,
         cache.offset = offset
         caches.append(cache)
     spans = frozenset((int(start), str(key), str(projector)) for start, key, projector in known["spans"])
-    state = RowState(known["adapter"], known["long"], caches, offset)
+    state = RowState(known["adapter"], known["long"], caches, offset, model.adapters.digest(known["adapter"]))
     return kind(MediaCache(), state, tokens, spans, options, path, weakref.ref(model))
 
 
@@ -263,6 +276,12 @@ def _checksum(described: str, arrays: dict[str, mx.array]) -> str:
         digest.update(f"{name}{array.dtype}{array.shape}".encode())
         digest.update(np.array(array.reshape(-1).view(mx.uint8)))
     return digest.hexdigest()
+
+
+def _check_alone(model: Phi4) -> None:
+    """Raises Phi4Error where this rank has the keys and values of some heads only."""
+    if model.sharding is not None:
+        raise Phi4Error("prompt-cache files hold all heads; they cannot be used where several ranks share a model")
 
 
 def _checked(path: str | Path) -> Path:

@@ -166,14 +166,15 @@ class CompiledGrammar:
 def define(grammar: Grammar) -> str:
     """A grammar as llguidance takes it. Raises ValueError."""
     if grammar.kind == "json_schema":
-        schema = json.loads(grammar.text)
-        form = {"json_schema": schema | {"x-guidance": IN_JSON}}
+        forms = [{"json_schema": json.loads(grammar.text) | {"x-guidance": IN_JSON}}]
     elif grammar.kind == "regex":
-        form = json.loads(library().LLMatcher.grammar_from_regex(grammar.text))["grammars"][0]
+        forms = json.loads(library().LLMatcher.grammar_from_regex(grammar.text))["grammars"][:1]
+    elif grammar.kind == "grammars":
+        forms = json.loads(grammar.text)["grammars"]
     else:
-        form = {"lark_grammar": grammar.text}
+        forms = [{"lark_grammar": grammar.text}]
     if not grammar.thoughts:
-        return json.dumps({"grammars": [form]})
+        return json.dumps({"grammars": forms})
     lines = (
         "start: (thought SPACE?)? answer",
         f"thought[lazy]: THOUGHT {json.dumps(CLOSE)}",
@@ -181,7 +182,8 @@ def define(grammar: Grammar) -> str:
         f"SPACE: {SPACE_AFTER_THOUGHTS}",
         "answer: @answer",
     )
-    return json.dumps({"grammars": [{"lark_grammar": "\n".join(lines)}, form | {"name": "answer"}]})
+    first, *rest = forms
+    return json.dumps({"grammars": [{"lark_grammar": "\n".join(lines)}, first | {"name": "answer"}, *rest]})
 
 
 TOLD = (

@@ -1,7 +1,8 @@
 """The checkpoint's own ``tokenizer.json``, and encoding that content cannot use to forge roles."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from hashlib import blake2b
 from pathlib import Path
 
 from ..config import LARGEST, Config
@@ -147,6 +148,12 @@ class Tokenizer:
             else:
                 found[id] = plain.encode("latin-1")
         return found
+
+    @cached_property
+    def digest(self) -> str:
+        """The same for two tokenizers in which every id is the same token."""
+        vocabulary = sorted(self._tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda each: each[1])
+        return blake2b(repr((vocabulary, self.vocab_size)).encode(), digest_size=16).hexdigest()
 
     def detokenizer(self) -> "Detokenizer":
         """A fresh streaming decoder."""

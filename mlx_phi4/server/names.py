@@ -4,15 +4,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..checkpoint.hub import is_hub_id
+from ..decoder.adapter_set import BASE
 from .errors import RequestError
 
 
 class ModelNames:
-    """The served model, and each of its adapters as ``name:adapter``, which all of a request's tokens pass."""
+    """The served model, and each of its adapters as ``name:adapter``, which all of a request's tokens pass.
 
-    def __init__(self, model: str, adapters: Iterable[str]):
-        self.served = served_name(model)
-        self.adapters = {f"{self.served}:{name}": name for name in sorted(adapters)}
+    ``default`` is the adapter of the served name itself, None for those of the modes.
+    """
+
+    def __init__(self, model: str, adapters: Iterable[str], default: str | None = None):
+        self.served, self.default = served_name(model), default
+        names = [*sorted(adapters), *([] if default is None else [BASE])]
+        self.adapters = {f"{self.served}:{name}": name for name in names}
 
     def __iter__(self):
         yield self.served
@@ -21,7 +26,7 @@ class ModelNames:
     def adapter(self, name: str) -> str | None:
         """The adapter that a name asks for, None for the mode's own. Raises RequestError, 404; nothing is fetched."""
         if name == self.served:
-            return None
+            return self.default
         if name not in self.adapters:
             known = ", ".join(self)
             raise RequestError(

@@ -29,7 +29,7 @@ class Prefix:
     @property
     def kind(self) -> tuple:
         """What must be alike, whatever the tokens."""
-        return self.salt, self.state.adapter, self.state.long, self.options
+        return self.salt, self.state.adapter, self.state.digest, self.state.long, self.options
 
     def common(self, ids: np.ndarray, spans: frozenset[MediaSpan], kind: tuple) -> int:
         """Tokens of a row, ids (L,), that are here; at least one is left to compute."""
@@ -64,9 +64,14 @@ class PrefixStore:
             return True
         return False
 
-    def take(self, row: Row, long: bool, options: CacheOptions, salt: str) -> RowState | None:
-        """A state of its own that begins as the row does, or None. What is held stays for others."""
-        ids, spans, kind = np.asarray(row.ids), spans_of(row), (salt, row.adapter, long, options)
+    def take(
+        self, row: Row, long: bool, options: CacheOptions, salt: str, digest: str | None = None
+    ) -> RowState | None:
+        """A state of its own that begins as the row does, or None. What is held stays for others.
+
+        ``digest`` as in ``RowState``, of the row's adapter.
+        """
+        ids, spans, kind = np.asarray(row.ids), spans_of(row), (salt, row.adapter, digest, long, options)
         ranked = [(prefix.common(ids, spans, kind), prefix) for prefix in self._held]
         shared, prefix = max(ranked, key=lambda each: each[0], default=(0, None))
         if shared < LEAST or not reusable(prefix.state, shared, len(prefix.ids) - shared, options):
@@ -109,7 +114,7 @@ class SharedPrefixes(PromptCache):
         self._store, self._salt = store, salt
 
     def take(self, model: Phi4, row: Row, long: bool, options: CacheOptions, *, share: bool = False) -> RowState | None:
-        return self._store.take(row, long, options, self._salt)
+        return self._store.take(row, long, options, self._salt, model.adapters.digest(row.adapter))
 
     def put(self, model: Phi4, state: RowState, row: Row, generated: list[int], options: CacheOptions) -> None:
         self._store.put(state, row, generated, options, self._salt)

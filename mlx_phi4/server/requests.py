@@ -8,14 +8,17 @@ from ..errors import PromptError
 from ..generation.grammars import Grammar
 from ..generation.options import GenerationOptions, answer_number
 from ..generation.sampling import PENALTIES
-from ..generation.structured import CompiledGrammar
+from ..generation.speculation import encoded
+from ..generation.tool_choice import Form, checked_choice
 from ..inputs.processor import Processor, Request, Row
 from . import fields
 from .errors import RequestError
-from .fields import boolean, empty, integer, mapping, number, one_of, refused, text
+from .fields import boolean, integer, mapping, number, one_of, refused, text
 from .forms import response_format
 from .messages import Fetch, read_messages
 from .names import ModelNames
+from .tools import TOOL_FIELDS, naming
+from .wire import dumps
 
 MOST_ANSWERS = 128  # to one prompt
 LETTERS = 16  # of a token at most, on average: longer texts are refused before they are tokenized
@@ -36,6 +39,7 @@ _SAMPLING = {
     "repetition_penalty": number(0, 10, above=True),
     **{f"{name}_context_size": integer(1) for name in PENALTIES},
     "min_tokens": integer(0),
+    "speculation": one_of("lookup", "none"),
 }
 _BOOKKEEPING = {
     "user": text,
@@ -64,12 +68,9 @@ CHAT = {
     "logprobs": boolean,
     "top_logprobs": integer(0, 20),
     "modalities": lambda value, name: _only_text(value, name),
-    "tools": empty,
-    "functions": empty,
-    "tool_choice": one_of("none", "auto"),
-    "function_call": one_of("none", "auto"),
-    "parallel_tool_calls": boolean,
-    **dict.fromkeys(("audio", "prediction", "reasoning_effort", "verbosity", "web_search_options"), refused),
+    "prediction": fields.prediction,
+    **TOOL_FIELDS,
+    **dict.fromkeys(("audio", "reasoning_effort", "verbosity", "web_search_options"), refused),
     **_COMMON,
 }
 COMPLETION = {
@@ -87,7 +88,7 @@ class Ask:
     """What a body asks for: rows, and the options of the answers to each.
 
     ``model`` is the name that was asked for, ``logprobs`` whether they are shown, ``include_usage`` whether a stream
-    ends with the usage, ``salt`` whose prompts may share keys and values, ``form`` the grammar of its answers.
+    ends with the usage, ``salt`` whose prompts may share keys and values, ``form`` what its answers keep to.
     """
 
     model: str
@@ -97,11 +98,11 @@ class Ask:
     include_usage: bool = False
     logprobs: bool = False
     salt: str = ""
-    form: CompiledGrammar | None = None
+    form: Form | None = None
 
     @property
     def grammar(self) -> Grammar | None:
-        """What ``form`` is compiled from, the same for all answers."""
+        """What its answers keep to where they call nothing."""
         return self.answers[0][0].grammar
 
     @property
@@ -135,11 +136,17 @@ def read_chat(given: Mapping[str, Any], reader: Reader) -> Ask:
     if "top_logprobs" in found and not found.get("logprobs"):
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
     logprobs = found.get("top_logprobs", 0) if found.get("logprobs") else None
-    _check_length(_texts(messages), reader)
-    row = reader.processor.row(Request(read_messages(messages, reader.fetch), adapter=adapter))
-    if reader.think_first and found.get("response_format"):
-        found["response_format"] |= {"think_first": True}
-    return _ask(found, [row], reader, logprobs)
+    tools = found.get("tools") or None
+    _check_length([*_texts(messages), dumps(tools) if tools else ""], reader)
+    if found.get("prediction"):
+        _check_length([found["prediction"]], reader, "the prediction")
+        encoded(found["prediction"], reader.processor.tokenizer)  # here, so that the engine finds it done
+    request = Request(read_messages(messages, reader.fetch), adapter=adapter, tools=tools)
+    required = "tool_choice" in found and found["tool_choice"].mode == "required"
+    if reader.think_first and (found.get("response_format") or required):
+        found["response_format"] = found.get("response_format", {}) | {"think_first": True}
+    with naming():
+        return _ask(found, [reader.processor.row(request)], reader, logprobs)
 
 
 def read_completion(given: Mapping[str, Any], reader: Reader) -> Ask:
@@ -170,8 +177,10 @@ def _ask(found: dict[str, Any], rows: list[Row], reader: Reader, logprobs: int |
     vocabulary = reader.processor.config.decoder.vocab_size
     if beyond := [token for token in found.get("logit_bias", {}) if token >= vocabulary]:
         raise fields.wrong("logit_bias", beyond[0], f"token ids below {vocabulary}")
-    options = {"temperature": reader.temperature} | {name: found[name] for name in _SAMPLING if name in found}
-    options |= {"logprobs": logprobs, "stop": found.get("stop"), **found.get("response_format", {})}
+    named = (*_SAMPLING, "tool_choice", "parallel_tool_calls")
+    options = {"temperature": reader.temperature} | {name: found[name] for name in named if name in found}
+    options |= {name: found.get(name) for name in ("stop", "prediction")}
+    options |= {"logprobs": logprobs, **found.get("response_format", {})}
     answers = [_answers(row, found, options, reader) for row in rows]
     return Ask(
         model=found["model"],
@@ -197,6 +206,7 @@ def _answers(row: Row, found: dict[str, Any], options: dict, reader: Reader) -> 
             code="context_length_exceeded",
         )
     first = GenerationOptions(max_tokens=limit, **options)
+    checked_choice(row.tools, first)
     return [answer_number(first, index) for index in range(found.get("n", 1))]
 
 
@@ -208,13 +218,15 @@ def _texts(messages: Any) -> Iterator[str]:
             text = part.get("text") if isinstance(part, dict) else part
             if isinstance(text, str):
                 yield text
+        if isinstance(message, dict) and message.get("tool_calls"):
+            yield dumps(message["tool_calls"])
 
 
-def _check_length(texts: Iterable[str], reader: Reader) -> None:
+def _check_length(texts: Iterable[str], reader: Reader, what: str = "the prompt") -> None:
     """Raises PromptError for what no context holds."""
     letters, context = sum(map(len, texts)), reader.processor.config.decoder.max_position_embeddings
     if letters > LETTERS * context:
-        raise PromptError(f"the prompt has {letters} characters, too many for the context of {context} tokens")
+        raise PromptError(f"{what} has {letters} characters, too many for the context of {context} tokens")
 
 
 def _only_text(value: Any, name: str) -> None:

@@ -10,15 +10,19 @@ from collections.abc import Callable
 
 import h11
 import uvicorn
+import websockets  # noqa: F401, which uvicorn asks for only when it starts
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ..distributed import leave
 from ..errors import Phi4Error
 from .app import make_app
 from .engine import Engine
+from .realtime_events import LARGEST_MESSAGE
 from .service import Service
 
 HEAD_SECONDS = 20  # that a client may take to send a request's head
 CLOSING_SECONDS = 5  # for the last bytes of answers that were ended
+PONG_SECONDS = 120  # for a sign of life on a WebSocket; one that sends too fast is not read for a while
 FILES = 8192  # connections and temporary files, where the system allows so many
 
 
@@ -61,7 +65,9 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             make_app(service),
             http=PatientProtocol,
-            ws="none",
+            ws="websockets-sansio",
+            ws_max_size=LARGEST_MESSAGE,
+            ws_ping_timeout=PONG_SECONDS,
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -79,6 +85,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame) -> None:
         """The first signal begins to drain, the second ends the process."""
         if self.service.draining:
+            leave(128 + sig)
             os._exit(128 + sig)
         self.stop()
 
@@ -158,6 +165,7 @@ def serve(
         raise failed[0]
     sys.stdout.flush()
     if loading.is_alive():  # stopped before the model was there: native code is not to be pulled from under it
+        leave(0)
         os._exit(0)
 
 

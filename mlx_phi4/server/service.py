@@ -4,14 +4,17 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 import anyio
 from anyio import to_thread
 
 from ..errors import Phi4Error
-from ..generation.structured import compiled, token_table
+from ..generation.structured import token_table
+from ..generation.tool_choice import answer_form
 from ..inputs.processor import Processor
+from ..modalities import Mode, chosen_adapter
 from .engine import Engine
 from .errors import RequestError
 from .jobs import Delivery, Job, ServerError
@@ -33,7 +36,8 @@ class Settings:
 
     ``hosts`` are the names that a Host header may have, None for any; ``origins`` the web pages that may call;
     ``media_hosts`` those that pictures are fetched from; ``max_body`` bytes of a request; ``max_requests`` that are
-    being read, waiting or answered; ``think_first`` whether thoughts may come before an answer in a given form.
+    being read, waiting or answered; ``think_first`` whether thoughts may come before an answer in a given form;
+    ``adapter`` that of requests whose model's name has none.
     """
 
     temperature: float = 0.0
@@ -46,6 +50,7 @@ class Settings:
     reasoning_in_content: bool = False
     think_first: bool = False
     media_hosts: frozenset[str] = frozenset()
+    adapter: str | None = None
 
 
 class Service:
@@ -69,9 +74,10 @@ class Service:
     def open(self, name: str, engine: Engine) -> None:
         """The model is there: answer from now on."""
         self.processor = engine.processor
+        chosen_adapter(self.settings.adapter, Mode.TEXT, engine.processor.adapters)
         with suppress(Phi4Error):  # without the library whoever asks for a form is told so
             token_table(self.processor.tokenizer)  # no other thread runs for the second that this takes
-        self.names = ModelNames(name, engine.processor.config.adapters)
+        self.names = ModelNames(name, engine.processor.adapters, self.settings.adapter)
         self.metrics.show(engine)
         self.engine = engine
 
@@ -97,14 +103,16 @@ class Service:
         return await to_thread.run_sync(prepare, *arguments, limiter=self.preparing)
 
     async def formed(self, ask: Ask) -> Ask:
-        """An ask with the grammar of its answers, if they have one. Raises RequestError."""
-        grammar = ask.grammar
-        if grammar is None:
+        """An ask with the form of its answers, if they have one. Raises RequestError."""
+        tools, options = ask.rows[0].tools, ask.answers[0][0]
+        if not tools and ask.grammar is None:
             return ask
+        make = partial(answer_form, tools, options, self.processor.tokenizer)
         try:
-            form = await to_thread.run_sync(compiled, grammar, self.processor.tokenizer, limiter=self.compiling)
-        except Phi4Error as error:
-            raise RequestError(str(error), param=grammar.name, code="invalid_value") from None
+            form = await to_thread.run_sync(make, limiter=self.compiling)
+        except Phi4Error as error:  # which begins with what it is about
+            param = str(error).partition(" ")[0]
+            raise RequestError(str(error), param=param, code="invalid_value") from None
         return replace(ask, form=form)
 
 

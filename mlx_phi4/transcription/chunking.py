@@ -6,7 +6,7 @@ import re
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
     import numpy as np
 
     from ..audio.reader import Recording
+    from ..audio.segmentation import Piece
     from ..config import Config
 
 SEGMENT_SECONDS, PAUSE = 30.0, 0.5
@@ -101,14 +102,20 @@ def read_chunks(source: Any, options: ChunkingOptions) -> Iterator[AudioChunk | 
             yield item
 
 
-def _read_segments(recording: "Recording", options: ChunkingOptions) -> Iterator[AudioChunk | RecordingEnd]:
+def chunk_of(piece: "Piece") -> AudioChunk:
+    """A piece of sound as the model takes it."""
     from ..audio.preprocess import prepare_clip
+
+    return AudioChunk(piece.start_seconds, piece.end_seconds, prepare_clip((piece.samples, piece.rate)))
+
+
+def _read_segments(recording: "Recording", options: ChunkingOptions) -> Iterator[AudioChunk | RecordingEnd]:
     from ..audio.segmentation import pieces
 
     part, found = _Part(recording), False
     for piece in pieces(part, longest=options.segment_seconds, pause=options.pause, clips=options.clips):
         found = True
-        yield AudioChunk(piece.start_seconds, piece.end_seconds, prepare_clip((piece.samples, piece.rate)))
+        yield chunk_of(piece)
     where = "" if options.clips is None else " in the given part"
     yield RecordingEnd(part.duration, () if found else (f"no speech found{where}",))
 
@@ -174,14 +181,19 @@ class _Part:
 
 
 def read_ahead(
-    streams: list[Callable[[], Iterator]], jobs: int = 1, seconds: float = 8 * WINDOW_SECONDS
+    streams: list[Callable[[], Iterator]],
+    jobs: int = 1,
+    seconds: float = 8 * WINDOW_SECONDS,
+    order: Iterable[int] | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """The items of all streams, one stream after the other, as pairs (index, item).
+
+    ``order`` gives the indices of the streams that are to be read, one by one as a thread is free; None is all of them.
 
     ``jobs`` threads read, so that the model need not wait; no more than about ``seconds`` of sound lie ready at any
     time. What a stream raises becomes a ``Failure`` in its place. Close the generator to end the threads.
     """
-    buffer = _ReadAheadBuffer(streams, seconds)
+    buffer = _ReadAheadBuffer(streams, seconds, range(len(streams)) if order is None else order)
     threads = [threading.Thread(target=buffer.fill, daemon=True) for _ in range(min(jobs, len(streams)))]
     for thread in threads:
         thread.start()
@@ -196,11 +208,13 @@ def read_ahead(
 class _ReadAheadBuffer:
     """Where threads put what they have read, and one consumer takes it in order."""
 
-    def __init__(self, streams: list[Callable[[], Iterator]], seconds: float):
+    def __init__(self, streams: list[Callable[[], Iterator]], seconds: float, order: Iterable[int]):
         self._streams, self._limit = streams, seconds
         self._changed = threading.Condition()
-        self._ready = [deque() for _ in streams]
-        self._next = 0  # the stream that a free thread takes up
+        self._order = iter(order)
+        self._taken: deque[int] = deque()  # streams that were begun and not given out yet
+        self._ready: dict[int, deque] = {}
+        self._all_taken = False
         self._held = 0.0  # seconds
         self._closed = False
 
@@ -217,14 +231,20 @@ class _ReadAheadBuffer:
             self._put(index, None)
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
-        for index, ready in enumerate(self._ready):
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._taken or self._all_taken)
+                if not self._taken:
+                    return
+                index = self._taken.popleft()
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda ready=ready: ready)
-                    item = ready.popleft()
+                    self._changed.wait_for(lambda index=index: self._ready[index])
+                    item = self._ready[index].popleft()
                     self._held -= _seconds(item)
                     self._changed.notify_all()
                 if item is None:
+                    del self._ready[index]
                     break
                 yield index, item
 
@@ -235,10 +255,14 @@ class _ReadAheadBuffer:
 
     def _take_up(self) -> int | None:
         with self._changed:
-            if self._closed or self._next == len(self._streams):
-                return None
-            self._next += 1
-            return self._next - 1
+            index = None if self._closed or self._all_taken else next(self._order, None)
+            if index is None:
+                self._all_taken = True
+            else:
+                self._ready[index] = deque()
+                self._taken.append(index)
+            self._changed.notify_all()
+            return index
 
     def _put(self, index: int, item: Any) -> bool:
         """False if nobody takes it any more. A stream with nothing ready may always put, lest all wait for it."""

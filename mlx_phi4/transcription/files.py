@@ -2,16 +2,19 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..distributed import Ranks, agree, join, share
+from ..distributed import join
 from ..errors import Phi4Error
 from ..files import expanded
-from ..loading import model_and_processor
+from ..loading import check_adapters, model_and_processor
+from ..ranks.star import Ranks
+from ..ranks.together import agreed_files, check_same
+from ..ranks.work import Lost, share_out
 from .chunking import Failure
 from .outputs import (
     OUTPUT_TEMPLATE,
@@ -23,6 +26,7 @@ from .outputs import (
     prepare_folder,
     write_outputs,
 )
+from .plot import check_plot, plot_transcript
 from .progress import Progress
 from .records import Standing, job_of, run_of
 from .transcriber import Transcriber
@@ -52,11 +56,11 @@ class Summary:
         counts += [f"{self.failed} failed"] if self.failed else []
         return f"{', '.join(counts)}; {self.audio / 1000:.1f} s of audio in {self.elapsed / 1000:.1f} s"
 
-    def merged(self, ranks: Ranks) -> "Summary":
-        """The summary of all processes together."""
-        rows = ranks.gather([self.done, self.skipped, self.failed, self.audio, self.elapsed])
-        *counts, elapsed = zip(*rows, strict=True)
-        return Summary(*map(sum, counts), max(elapsed))
+    def add(self, milliseconds: int | None) -> None:
+        """One recording more: so much sound, or None where it failed."""
+        self.done += milliseconds is not None
+        self.failed += milliseconds is None
+        self.audio += milliseconds or 0
 
 
 def transcribe_files(
@@ -66,6 +70,7 @@ def transcribe_files(
     *,
     format: str = "txt",
     revision: str | None = None,
+    adapters: dict[str, str | Path] | None = None,
     output_dir: str | Path | None = None,
     output_template: str = OUTPUT_TEMPLATE,
     stdout: bool = False,
@@ -75,6 +80,7 @@ def transcribe_files(
     jobs: int = 2,
     verbose: bool = False,
     quiet: bool = True,
+    plot: str | Path | None = None,
     **options,
 ) -> Summary:
     """Transcribe files and folders, and write each recording's outputs as soon as it is through.
@@ -86,6 +92,7 @@ def transcribe_files(
         sources: a file or folder or several; "-" is standard input.
         model, processor: as in ``transcribe``; loaded only if there is work.
         revision: branch, tag or commit of a hub id.
+        adapters: as in ``load``, of which ``adapter`` among the options may be one.
         format: txt, srt, vtt, tsv, json or all.
         output_dir: None is the current folder.
         output_template: name of the outputs, with {filename}, {parent}, {date} and {index}.
@@ -96,6 +103,7 @@ def transcribe_files(
         jobs: recordings that are read at once, ahead of the model.
         verbose: show the texts on standard error, too, as is done on a terminal for a single recording.
         quiet: only failures on standard error.
+        plot: where to draw the only recording, see ``plot.plot_transcript``; also where it was done before.
         options: the keywords of ``Transcriber``.
 
     Raises:
@@ -107,34 +115,55 @@ def transcribe_files(
     transcriber = Transcriber(**options)
     formats = check_formats(format, max_line_width)
     found, problems = find_recordings([sources] if isinstance(sources, (str, Path)) else sources, recursive)
+    if plot is not None:
+        plot = _check_plot(plot, found, problems)
     planned = _planned(found, formats, output_dir, output_template, stdout)
-    run = run_of(transcriber, model, revision, max_line_width)
+    check_adapters(adapters or {})
+    run = run_of(transcriber, model, revision, max_line_width, adapters)
     planned = [replace(job, made_by=job_of(run, job.found.path)) if job.outputs else job for job in planned]
-    ranks = join()
-    mine, before, refused = _shared(planned, overwrite, ranks)
+    ranks = join("data")
+    sizes, before, refused = _shared(planned, overwrite, ranks)
     show, summary = Progress(quiet, verbose), Summary()
+    drawn = plot is not None and bool(before)  # the only recording was done before: it is only drawn
+    if drawn:
+        sizes, before = [job.found.size for job in before], []
 
     def deliver(job: Job, transcript: Transcript) -> None:
+        if plot is not None:
+            plot_transcript(transcript, job.found.path, plot)
+        if drawn:
+            return
         if job.outputs:
             write_outputs(transcript, job, max_line_width)
         else:
             show.print(transcript.render(formats[0], max_line_width))
 
-    if mine:
-        loaded = model_and_processor(model, processor, revision=revision, quiet=quiet)
+    if any(size is not None for size in sizes):
+        check_same(ranks, model, revision)
+        how = {"revision": revision, "adapters": adapters, "quiet": quiet}
+        loaded = ranks.settle(lambda: model_and_processor(model, processor, **how))
     if ranks.rank == 0:
         problems += [_refusal(job) for job in refused]
         _announce(problems, before, transcriber.question.warnings, show)
+        summary.failed, summary.skipped = len(problems), len(before)
+    mine = [job for job, size in zip(planned, sizes, strict=True) if size is not None]
     if mine:
-        summary = _run(transcriber, loaded, mine, jobs, show, deliver)
-    if ranks.rank == 0:
-        summary.failed, summary.skipped = summary.failed + len(problems), len(before)
+        show.start(planned, [index for index, size in enumerate(sizes) if size is not None])
+        results = share_out(ranks, sizes, lambda order: _run(transcriber, loaded, planned, order, jobs, show, deliver))
+        _count(results, planned, summary, show, len(mine))
     summary.elapsed = round(1000 * (time.perf_counter() - began))
-    summary = summary.merged(ranks)
     if ranks.rank == 0:
         show.note(str(summary))
-    ranks.gather([0])  # mlx.launch ends the others with the first that fails: all say first what they have to say
+    summary = Summary(*ranks.gather(astuple(summary))[0])
+    ranks.gather(None)  # mlx.launch ends the others with the first that fails: all say first what they have to say
     return summary
+
+
+def _check_plot(plot: str | Path, found: list[Found], problems: list[str]) -> Path:
+    """Raises Phi4Error: it cannot be drawn, or is not of one file."""
+    if len(found) + len(problems) != 1 or (found and not found[0].is_file):
+        raise Phi4Error("--plot draws one recording, which is a file")
+    return check_plot(plot)
 
 
 def _planned(
@@ -169,8 +198,9 @@ def _refusal(job: Job) -> str:
     return f"{job.found.name}: {path} is there and is not known to be of this program's making; --overwrite replaces it"
 
 
-def _shared(planned: list[Job], overwrite: bool, ranks: Ranks) -> tuple[list[Job], list[Job], list[Job]]:
-    """This process's jobs, those that were done before, and those whose outputs would replace what is not ours.
+def _shared(planned: list[Job], overwrite: bool, ranks: Ranks) -> tuple[list[int | None], list[Job], list[Job]]:
+    """The sizes of the jobs that are to be done, None for others: those that were done before, and those whose outputs
+    would replace what is not ours.
 
     All processes decide alike.
     """
@@ -182,51 +212,58 @@ def _shared(planned: list[Job], overwrite: bool, ranks: Ranks) -> tuple[list[Job
             raise Phi4Error("standard input cannot be shared out to several processes")
         # the same files may lie under another path on another machine
         names = [f"{job.found.folder / job.found.path.name} {job.found.size}" for job in planned]
-        finished, refused = agree(ranks, names, finished), agree(ranks, names, refused)
-    left_out = [done or other for done, other in zip(finished, refused, strict=True)]
-    sizes = [None if out else job.found.size for job, out in zip(planned, left_out, strict=True)]
+        finished, refused = agreed_files(ranks, names, [finished, refused])
     before = [job for job, done in zip(planned, finished, strict=True) if done]
     others = [job for job, done, other in zip(planned, finished, refused, strict=True) if other and not done]
-    return [planned[index] for index in share(ranks, sizes)], before, others
+    out = [done or other for done, other in zip(finished, refused, strict=True)]
+    return [None if left_out else job.found.size for job, left_out in zip(planned, out, strict=True)], before, others
 
 
 def _run(
     transcriber: Transcriber,
     loaded: tuple,
-    mine: list[Job],
+    planned: list[Job],
+    order: Iterable[int],
     jobs: int,
     show: Progress,
     deliver: Callable[[Job, Transcript], None],
-) -> Summary:
-    """Transcribe this process's files and hand out each one's transcript; count what became of them."""
-    sources = [sys.stdin.buffer.read() if job.found.path is None else job.found.path for job in mine]
-    summary = Summary()
-    again = {id(job) for job in mine if Standing.OTHER in job.look().values()}
-    show.start(mine)
+) -> Iterator[tuple[int, int | None]]:
+    """Transcribe files and hand out each one's transcript -> (index, milliseconds of sound), None where it failed."""
+    sources = [sys.stdin.buffer.read() if job.found.path is None else job.found.path for job in planned]
+    with closing(transcriber(*loaded, sources, jobs=jobs, order=order, progress=show.advance)) as results:
+        for index, result in results:
+            job, name = planned[index], planned[index].found.name
+            if isinstance(result, Failure):
+                show.finish(index, None)
+                show.fail(result.line(name))
+                yield index, None
+                continue
+            show.finish(index, result.duration)
+            again = Standing.OTHER in job.look().values()
+            try:
+                deliver(job, result)
+            except Phi4Error as error:
+                show.fail(f"{name}: {error}")
+                yield index, None
+            else:
+                warnings = list(result.warnings[len(transcriber.question.warnings) :])
+                show.report(job, result, warnings, again=again)
+                yield index, round(1000 * result.duration)
+
+
+def _count(
+    results: Iterator[tuple[int, "int | Lost | None"]], planned: list[Job], summary: Summary, show: Progress, count: int
+) -> None:
+    """Add up what became of the files, those of other processes, too."""
     try:
-        with closing(transcriber(*loaded, sources, jobs=jobs, progress=show.advance)) as results:
-            for index, result in results:
-                job, name = mine[index], mine[index].found.name
-                if isinstance(result, Failure):
-                    summary.failed += 1
-                    show.finish(index, None)
-                    show.fail(result.line(name))
-                    continue
-                show.finish(index, result.duration)
-                try:
-                    deliver(job, result)
-                except Phi4Error as error:
-                    summary.failed += 1
-                    show.fail(f"{name}: {error}")
-                else:
-                    summary.done += 1
-                    summary.audio += round(1000 * result.duration)
-                    warnings = list(result.warnings[len(transcriber.question.warnings) :])
-                    show.report(job, result, warnings, again=id(job) in again)
+        for index, milliseconds in results:
+            if isinstance(milliseconds, Lost):
+                show.fail(f"{planned[index].found.name}: {milliseconds}; the same command does it")
+                milliseconds = None
+            summary.add(milliseconds)
     except KeyboardInterrupt:
         show.close()
-        show.note(f"stopped: {summary.done} of {len(mine)} files are done, the same command goes on with the rest")
+        show.note(f"stopped: {summary.done} of {count} files are done, the same command goes on with the rest")
         raise
     finally:
         show.close()
-    return summary

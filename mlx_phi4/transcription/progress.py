@@ -23,18 +23,18 @@ class Progress:
         self._bar: tqdm | None = None
         self._heard: list[float] = []  # seconds of each file
         self._lengths: list[float] | None = None  # seconds of each file, once all are known
-        self._files = 0
+        self._files = self._count = 0  # that are through, of how many
         self._closed = False
 
-    def start(self, jobs: list[Job]) -> None:
-        """Show a bar, if there is someone to see it."""
+    def start(self, jobs: list[Job], wanted: list[int]) -> None:
+        """Show a bar for the wanted ones of these jobs, if there is someone to see it."""
         if self._quiet or not sys.stderr.isatty():
             return
         from tqdm import tqdm  # huggingface-hub's own
 
-        self._heard = [0.0] * len(jobs)
-        self._bar = tqdm(desc=f"0/{len(jobs)} files", bar_format=BAR, file=sys.stderr, leave=False)
-        threading.Thread(target=self._measure, args=(jobs,), daemon=True).start()
+        self._heard, self._count = [0.0] * len(jobs), len(wanted)
+        self._bar = tqdm(desc=f"0/{len(wanted)} files", bar_format=BAR, file=sys.stderr, leave=False)
+        threading.Thread(target=self._measure, args=(jobs, wanted), daemon=True).start()
 
     def advance(self, index: int, seconds: float) -> None:
         """A file was heard up to here."""
@@ -50,7 +50,7 @@ class Progress:
         self._heard[index] = seconds or 0.0
         if self._lengths is not None:
             self._lengths[index] = self._heard[index]
-        self._bar.set_description(f"{self._files}/{len(self._heard)} files", refresh=False)
+        self._bar.set_description(f"{self._files}/{self._count} files", refresh=False)
         self._draw()
 
     def report(self, job: Job, transcript: Transcript, warnings: list[str], again: bool = False) -> None:
@@ -58,7 +58,7 @@ class Progress:
         name = job.found.name
         for warning in warnings:
             self.warn(f"{name}: {warning}")
-        alone = self._bar is not None and len(self._heard) == 1
+        alone = self._bar is not None and self._count == 1
         if job.outputs and not self._quiet and (alone or self._verbose):
             self._say(transcript.to_txt().rstrip("\n"))
         count, doubtful = len(transcript.segments), sum(bool(segment.flags) for segment in transcript.segments)
@@ -106,17 +106,17 @@ class Progress:
         self._bar.total = None if self._lengths is None else round(sum(self._lengths))
         self._bar.update(round(sum(self._heard)) - self._bar.n)
 
-    def _measure(self, jobs: list[Job]) -> None:
+    def _measure(self, jobs: list[Job], wanted: list[int]) -> None:
         """Seconds of all files as their headers tell, beside the work: time left is known when it is through."""
         from ..audio.reader import open_recording
 
         lengths = [0.0] * len(jobs)
-        for index, job in enumerate(jobs):
+        for index in wanted:
             if self._closed:
                 return
-            if job.found.is_file:
+            if jobs[index].found.is_file:
                 # whoever transcribes the file says what is wrong with it
-                with suppress(Exception), open_recording(job.found.path) as recording:
+                with suppress(Exception), open_recording(jobs[index].found.path) as recording:
                     lengths[index] = recording.duration or 0.0
         self._lengths = lengths
 

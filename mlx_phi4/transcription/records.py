@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.hub import CHECKSUMS, is_built_in, local_folder
 from ..converter.first_use import folder_state
 from ..errors import Phi4Error
-from ..files import read_json, taken, write_whole
+from ..files import expanded, read_json, taken, write_whole
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from .transcriber import Transcriber
@@ -38,13 +38,17 @@ class Standing(Enum):
     FOREIGN = "what this program is not known to have written"
 
 
-def run_of(transcriber: "Transcriber", model: Any, revision: str | None, width: int | None) -> dict | None:
+def run_of(
+    transcriber: "Transcriber", model: Any, revision: str | None, width: int | None, adapters: dict | None = None
+) -> dict | None:
     """All that the texts of a run depend on, as JSON; None for a model without a name, which cannot be known again."""
     weights = _weights(model)
     if weights is None:
         return None
     question, chunking = transcriber.question, transcriber.chunking
     decoding = {key: value for key, value in asdict(transcriber.decoding).items() if key not in WITHOUT_EFFECT}
+    if decoding.pop("adapter") is not None:
+        decoding |= {"adapter": transcriber.decoding.adapter, "adapters": _adapters(adapters or {})}
     asked = {"task": question.task, "prompt": question.prompt, "language": question.language}
     run = {"record": RECORD_FORMAT, "model": weights, "revision": revision, "width": width}
     return json.loads(
@@ -115,6 +119,12 @@ def _recording(source: Path | None) -> list | None:
             digest.update(file.read(SAMPLE))
         return [found.st_size, found.st_mtime_ns, digest.hexdigest()]
     return None
+
+
+def _adapters(adapters: dict) -> dict:
+    """Adapters by their names, each with what stands for it, and of a folder the state of its files."""
+    paths = {name: expanded(folder) for name, folder in adapters.items()}
+    return {name: [str(path), folder_state(path) if path.is_dir() else None] for name, path in paths.items()}
 
 
 def _weights(model: Any) -> list | None:

@@ -51,7 +51,7 @@ def transcribe(
         clip_timestamps: parts of the recording: "start,end,..." in seconds or mm:ss, or a list of numbers or pairs.
         progress: told the seconds of the recording that are decoded.
         options: the other keywords of ``Transcriber``: ``pause``, ``max_tokens``, ``temperatures``,
-            ``compression_ratio_threshold``, ``logprob_threshold``, ``seed``, ``partial``.
+            ``compression_ratio_threshold``, ``logprob_threshold``, ``seed``, ``partial``, ``adapter``.
 
     Raises:
         Phi4Error: a bad value, recording or model, in one line.

@@ -1,7 +1,7 @@
 """From recordings to transcripts: what is asked, how recordings are cut, how pieces are decoded, in one object."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial as with_arguments
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ class Transcriber:
         pause: least silence in seconds that is left out between pieces; None is the model's own, usually 0.5.
         clip_timestamps: parts of the recording, see ``tasks.parse_clips``; None is all.
         partial: take what a truncated recording still holds, with a warning in the transcript.
-        batch_size, max_tokens, temperatures, compression_ratio_threshold, logprob_threshold, seed: see
+        batch_size, max_tokens, temperatures, compression_ratio_threshold, logprob_threshold, seed, adapter: see
             ``decoding.DecodingOptions``.
 
     Raises:
@@ -58,6 +58,7 @@ class Transcriber:
         logprob_threshold: float | None = -1.0,
         seed: int = 0,
         partial: bool = False,
+        adapter: str | None = None,
     ):
         self.question = make_question(task, to, prompt, context)
         clips = parse_clips(clip_timestamps)
@@ -69,6 +70,7 @@ class Transcriber:
             compression_ratio_threshold=compression_ratio_threshold,
             logprob_threshold=logprob_threshold,
             seed=seed,
+            adapter=adapter,
         )
 
     @takes(processor=kinds.processor, jobs=kinds.integer(1), progress=kinds.function)
@@ -79,6 +81,7 @@ class Transcriber:
         sources: Sequence[Any],
         *,
         jobs: int = 1,
+        order: Iterable[int] | None = None,
         progress: Callable[[int, float], None] = lambda index, seconds: None,
         heard: "Callable[[int, Segment], None] | None" = None,
         pool: "Callable[[], AnswerPool] | None" = None,
@@ -90,6 +93,7 @@ class Transcriber:
         Args:
             sources: as ``audio.reader.open_recording`` takes them.
             jobs: recordings that are read at once.
+            order: indices of the sources to be done, asked for one by one; None is all of them.
             progress: told a source's index and the seconds of it that are decoded.
             heard: told a source's index and each segment, in order.
             pool: see ``SegmentDecoder``.
@@ -101,7 +105,7 @@ class Transcriber:
         streams = [with_arguments(read_chunks, source, chunking) for source in sources]
         segments: dict[int, list[Segment]] = {}
         failed: set[int] = set()
-        with closing(read_ahead(streams, jobs, self.decoding.batch_size * WINDOW_SECONDS)) as chunks:
+        with closing(read_ahead(streams, jobs, self.decoding.batch_size * WINDOW_SECONDS, order)) as chunks:
             for index, item in decoder(chunks):
                 if index in failed:
                     continue  # the rest of a recording whose failure was told

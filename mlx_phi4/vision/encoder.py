@@ -9,6 +9,7 @@ import numpy as np
 
 from ..config import PATCH_SIZE, VisionConfig
 from ..device import compute_dtype, finished
+from ..ranks.sharding import Sharding, in_turns
 from .preprocess import PATCHES, Picture
 
 VIEWS_AT_ONCE = 4  # bounds memory: a picture has up to 37 views of 1024 patches
@@ -86,29 +87,42 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.embeddings = Embeddings(config)
         self.layers = [Layer(config) for _ in range(config.used_layers)]
+        self.sharding: Sharding | None = None  # ranks that share the views of a picture
 
     def __call__(self, picture: Picture) -> list[mx.array]:
         """Features of every view, the global view first: (cell rows, cell columns, D) each."""
         return finished(self.slices(picture))
 
-    def slices(self, picture: Picture) -> Generator[None, None, list[mx.array]]:
-        """As ``__call__``, with a pause after every few views.
+    def slices(self, picture: Picture) -> Generator[mx.array, None, list[mx.array]]:
+        """As ``__call__``, with a pause after every few views that gives their features.
 
         Only the patches that reach a kept cell are computed: padding beyond them is masked as a
         key and pooled into nothing. Views of one shape go through together, a few at a time.
         """
-        kept_by_view = picture.kept_by_view
-        features: list[mx.array] = [None] * len(kept_by_view)
-        for kept in dict.fromkeys(kept_by_view):
-            views = [i for i, other in enumerate(kept_by_view) if other == kept]
-            for start in range(0, len(views), VIEWS_AT_ONCE):
-                some = views[start : start + VIEWS_AT_ONCE]
-                pooled = self.encode(picture.pixels(some), kept)
-                mx.eval(pooled)
-                for i, view in enumerate(some):
+        features: list[mx.array] = [None] * len(picture.kept_by_view)
+        width = self.embeddings.position_embedding.weight.shape[1]
+        turns = in_turns(
+            self.sharding,
+            self.parts(picture),
+            lambda part: self.encode(picture.pixels(part[0]), part[1]),
+            lambda part: (len(part[0]), *(math.ceil(side / 2) for side in part[1]), width),
+        )
+        for turn in turns:
+            for (views, _), pooled in turn:
+                for i, view in enumerate(views):
                     features[view] = pooled[i]
-                yield
+            yield [pooled for _, pooled in turn]
         return features
+
+    def parts(self, picture: Picture) -> list[tuple[list[int], tuple[int, int]]]:
+        """What is encoded at once: a few views of one shape, and that shape in patches."""
+        kept_by_view = picture.kept_by_view
+        groups = {kept: [i for i, other in enumerate(kept_by_view) if other == kept] for kept in kept_by_view}
+        return [
+            (views[start : start + VIEWS_AT_ONCE], kept)
+            for kept, views in groups.items()
+            for start in range(0, len(views), VIEWS_AT_ONCE)
+        ]
 
     def encode(self, pixels: np.ndarray, kept: tuple[int, int]) -> mx.array:
         """pixels (C, 448, 448, 3) with ``kept`` patches each -> (C, cell rows, cell columns, D)."""
