@@ -20,6 +20,7 @@ from ..errors import ConversionError
 from ..files import expanded
 from ..inputs.processor import Processor
 from ..loading import check_adapters, load
+from ..modalities import Mode
 from ..model import Phi4
 from .agreement import Agreement, Answered, answers_along, answers_of, compare, requests_of
 from .cards import adapter_card, fused_card
@@ -38,6 +39,7 @@ FUSING = "fusing"  # the adapter's name while it is worked on
     revision=kinds.text | None,
     dequantize=kinds.flag,
     most_change=kinds.real(0, 1),
+    most_media_change=kinds.real(0, 1),
     prompts=kinds.several(kinds.text, least=1) | None,
     overwrite=kinds.flag,
     upload_repo=kinds.text | None,
@@ -53,6 +55,7 @@ def fuse(
     revision: str | None = None,
     dequantize: bool = False,
     most_change: float = MOST_CHANGE,
+    most_media_change: float = 1.0,
     prompts: Sequence[str] | None = None,
     overwrite: bool = False,
     upload_repo: str | None = None,
@@ -74,7 +77,8 @@ def fuse(
         form: "model" for the whole model with the adapter in its weights, "peft" or "mlx-lm" for the adapter alone.
         revision: branch, tag or commit of a hub id.
         dequantize: unpack all weights; otherwise packed ones are packed again as they were.
-        most_change: the largest share of tokens, of any mode, that may become others.
+        most_change: the largest share of the text requests' tokens that may become others.
+        most_media_change: the same of requests about pictures and sound; 1: they are told of, not judged.
         prompts: texts to measure with, instead of the bundled ones.
         overwrite: replace a folder of the same kind at ``save_path``.
         upload_repo: hub id to publish the result as.
@@ -115,7 +119,7 @@ def fuse(
                 with progress_bar("Fusing", plan.bytes_in, quiet) as progress:
                     write(plan, partial, progress=progress)
                 found = _cost(partial, before, prompts)
-                _check_cost(found, most_change)
+                check_cost(found, most_change, most_media_change)
                 (partial / "README.md").write_text(fused_card(base, plan, found), encoding="utf-8")
                 move_into_place(partial, destination)
         else:
@@ -165,12 +169,16 @@ def _cost(folder: Path, before: list[Answered], prompts: Sequence[str] | None) -
     return compare(before, answers_along(net, processor, requests_of(processor, prompts), before))
 
 
-def _check_cost(found: list[Agreement], most_change: float) -> None:
-    if too_much := [each for each in found if each.changed > most_change]:
-        raise ConversionError(
-            f"fused, the answers would change more than asked ({100 * most_change:g} %): "
-            f"{'; '.join(map(str, too_much))}; --dequantize keeps more, --most-change allows more"
-        )
+def check_cost(found: list[Agreement], most_change: float, most_media_change: float) -> None:
+    """Raises ConversionError where answers change more than asked."""
+    for each in found:
+        text = each.mode == Mode.TEXT
+        most = most_change if text else most_media_change
+        if each.changed > most:
+            advice = "--dequantize keeps more, --most-change" if text else "--most-media-change"
+            raise ConversionError(
+                f"fused, the answers would change more than asked ({100 * most:g} %): {each}; {advice} allows more"
+            )
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def _tasks(
         path, _, kind = name.rpartition(".")
         module, scheme = modules[path], None
         parameters += parameter_count(name, array, module)
-        if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
+        if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)) and kind != "bias":
             scheme = Scheme(module.bits, module.group_size, module.mode)
         part = adapter.linears.get(path.removeprefix("model.").removesuffix(".base"))
         fused = part is not None and path.endswith(".base")
