@@ -10,7 +10,8 @@ class Commands(click.Group):
 
     def list_commands(self, context: click.Context) -> list[str]:
         """In the order of a newcomer's way."""
-        return ["generate", "chat", "server", "transcribe", "convert", "lora", "cache_prompt", "evaluate", "benchmark"]
+        known = ["generate", "chat", "server", "transcribe", "convert", "lora", "fuse", "cache_prompt"]
+        return [*known, "evaluate", "benchmark"]
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """The command of this name, or None."""
@@ -27,6 +28,8 @@ class Commands(click.Group):
             from .commands.convert import main
         elif name == "lora":
             from .commands.lora import main
+        elif name == "fuse":
+            from .commands.fuse import main
         elif name == "cache_prompt":
             from .commands.cache_prompt import main
         elif name == "evaluate":

@@ -29,6 +29,16 @@ if TYPE_CHECKING:
     from .ranks.leading import Leader
 
 
+def _adapter(value):
+    """A folder, or what was read from one."""
+    if isinstance(value, Adapter):
+        return value
+    try:
+        return kinds.path.read(value)
+    except kinds.Unfit:
+        raise kinds.Unfit("a folder, a sum as 'vision+mine', or an Adapter") from None
+
+
 class Phi4(nn.Module):
     """The whole model. It is never changed by a request: see ``decoder.state.RowState``."""
 
@@ -83,7 +93,7 @@ class Phi4(nn.Module):
             position += run.count
         return mx.stack(found)
 
-    @takes(name=kinds.text, bits=kinds.integer(among=(4, 8)) | None, train=kinds.flag)
+    @takes(name=kinds.text, adapter=kinds.Kind(_adapter), bits=kinds.integer(among=(4, 8)) | None, train=kinds.flag)
     def add_adapter(
         self, name: str, adapter: Adapter | str | Path, *, bits: int | None = None, train: bool = False
     ) -> None:

@@ -39,7 +39,7 @@ NOT_FUNCTIONS = {"GenerationResponse", "Mode", "Phi4Error"}  # an answer, a labe
 METHODS = (
     "Processor.__call__", "Processor.batch", "Chat.attach_image", "Chat.attach_audio", "Chat.send", "Chat.save",
     "PromptCache.save", "PromptCache.load", "Transcript.to_srt", "Transcript.to_vtt", "Transcript.render",
-    "Transcript.from_json", "Phi4.__call__",
+    "Transcript.from_json", "Phi4.__call__", "Phi4.add_adapter", "Phi4.remove_adapter",
 )  # fmt: skip
 NAMES = [*sorted(set(mlx_phi4.__all__) - NOT_FUNCTIONS), *METHODS]
 OTHER_NAMES = [
@@ -73,6 +73,7 @@ def valid(loaded, checkpoint, tmp_path_factory):
         "Chat.save": {"path": folder / "chat.json"}, "Chat.send": {"text": "x"}, "MediaCache": {}, "PromptCache": {},
         "Inputs": {"input_ids": inputs.input_ids, "padding": (0,), "modes": ("text",)},
         "Phi4": {"config": None}, "Phi4.__call__": {"inputs": inputs},
+        "Phi4.add_adapter": {"name": "mine", "adapter": "none"}, "Phi4.remove_adapter": {"name": "mine"},
         "Processor": {"config": processor.config, "tokenizer": processor.tokenizer},
         "Processor.__call__": {"prompt": "x"}, "Processor.batch": {"requests": ["x"]}, "Request": {"prompt": "x"},
         "PromptCache.load": {"path": folder / "cache.safetensors", "model": model},

@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from adapter_samples import logits
 from cases import clip, picture, prose
 
 import mlx_phi4
@@ -20,6 +21,41 @@ REQUESTS = {
     "long speech": ([("user", "<|audio_1|>Summarize.")], [], [43.0]),
     "vision-speech": ([("user", "<|image_1|><|audio_1|>")], [(700, 300)], [1.7]),
 }
+
+
+ADAPTERS = {  # peft's options, others than the golden adapters have
+    "patterns": {
+        "r": 6,
+        "lora_alpha": 9,
+        "target_modules": "all-linear",
+        "rank_pattern": {"1.mlp.down_proj": 2},
+        "alpha_pattern": {"qkv_proj": 4},
+    },
+    "dora": {"r": 3, "lora_alpha": 3, "use_dora": True, "use_rslora": True, "target_modules": ["o_proj", "down_proj"]},
+    "split": {"r": 4, "lora_alpha": 8, "target_modules": ["k_proj", "up_proj"], "alpha_pattern": {"up_proj": 3}},
+    "split dora": {"r": 2, "lora_alpha": 5, "use_dora": True, "target_modules": ["v_proj", "gate_proj", "down_proj"]},
+    "one layer": {"r": 2, "lora_alpha": 2, "target_modules": ["q_proj", "up_proj"], "layers_to_transform": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_random_checkpoint(tmp_path_factory.mktemp("live") / "text", "text", "reduced", seed=11)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_equal_pefts_own(text, name, tmp_path):
+    import make_adapters
+
+    options = ADAPTERS[name]
+    model = make_adapters.base(text)
+    adapted = make_adapters.trained(
+        make_adapters.split(model) if make_adapters.is_split(options) else model, options, seed=5
+    )
+    adapted.save_pretrained(tmp_path)
+    ids = np.random.default_rng(5).integers(0, 256, 64)
+    found = logits(mlx_phi4.load(text, adapters={"mine": tmp_path})[0], "mine", ids)
+    assert np.abs(found - make_adapters.logits(adapted, ids)).max() <= 1e-4
 
 
 @pytest.fixture(scope="module")

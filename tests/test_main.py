@@ -17,6 +17,7 @@ COMMANDS = {
     "transcribe": "--clip-timestamps",
     "lora": "--grad-checkpoint",
     "convert": "--adapter-bits",
+    "fuse": "--most-change",
     "cache_prompt": "--prefill-step-size",
     "evaluate": "pictures",
     "benchmark": "--generation-tokens",

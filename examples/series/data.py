@@ -8,22 +8,22 @@ import numpy as np
 LENGTH = 128
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
 QUESTIONS = ("What shape is it?", "Name the shape.", "Which shape do you see?")
-NOISE = 0.35  # deviation, of a wave between -1 and 1
+NOISE = 0.3  # deviation, of a wave between -1 and 1
 
 
 def draw(shape: str, rng: np.random.Generator) -> np.ndarray:
     """One series (LENGTH,) of a shape, at any phase, two to four periods long.
 
-    circle is a sine, square and triangle are those waves, star a saw, diamond short bumps, cross a sweep.
+    circle is a sine, square that wave, triangle single triangles, star a saw, diamond bumps up and down, cross a sweep.
     """
     turns = rng.uniform(2, 4) * np.arange(LENGTH) / LENGTH + rng.uniform(0, 1)
     phase = turns % 1
     wave = {
         "circle": np.sin(2 * np.pi * turns),
         "square": np.where(phase < 0.5, 1.0, -1.0),
-        "triangle": 1 - 4 * np.abs(phase - 0.5),
+        "triangle": 2 * np.maximum(1 - 4 * np.abs(phase - 0.5), 0) - 1,
         "star": 2 * phase - 1,
-        "diamond": 2 * np.exp(-((phase - 0.5) ** 2) / 0.01) - 0.5,
+        "diamond": np.exp(-((phase - 0.25) ** 2) / 0.005) - np.exp(-((phase - 0.75) ** 2) / 0.005),
         "cross": np.sin(2 * np.pi * (turns + 6 * (np.arange(LENGTH) / LENGTH) ** 2)),
     }[shape]
     return wave + NOISE * rng.normal(size=LENGTH)

@@ -23,7 +23,7 @@ MEDIA = Path(__file__).parents[1] / "media"
 STAGES = {  # what is trained, iterations, highest rate
     "projector": (("series_projector",), 80, 3e-3),
     "encoder": (("series_encoder", "series_projector"), 260, 2e-3),
-    "adapter": (("series", "series_encoder", "series_projector"), 220, 1e-3),
+    "adapter": (("series", "series_projector"), 200, 5e-4),
 }
 
 

@@ -73,20 +73,23 @@ def write_adapter(
         CheckpointError: there is something else, the form cannot hold the adapter, or the disk refuses.
     """
     folder = expanded(folder)
-    tensors, config = to_peft(adapter) if form == "peft" else to_mlx_lm(adapter, decoder)
+    magnitudes = [part.magnitude for part in adapter.linears.values() if part.magnitude is not None]
+    if any(mx.isnan(each).any() for each in magnitudes):
+        raise CheckpointError("rows that DoRA left out have no magnitude yet; a model that it is added to gives them")
+    tensors, config = to_peft(adapter, decoder) if form == "peft" else to_mlx_lm(adapter, decoder)
     known = {"format": LIBRARY[form]}
     if adapter.base is not None:
         known |= {"base_weights": adapter.base.weights, "base_norms": adapter.base.norms}
     if adapter.about:
         known["about"] = json.dumps(adapter.about)
     texts = {ADAPTER_CONFIG: json.dumps(config, indent=2) + "\n", **(companions or {})}
+    check_destination(folder, form, overwrite)
     try:
-        if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
-            with write_whole_folder(folder) as partial:
-                _write_files(partial, tensors, known, texts, WEIGHTS[form])
+        if not _free(folder):
+            _write_files(folder, tensors, known, texts, WEIGHTS[form])
             return folder
-        _check_replaceable(folder, form, overwrite)
-        _write_files(folder, tensors, known, texts, WEIGHTS[form])
+        with write_whole_folder(folder) as partial:
+            _write_files(partial, tensors, known, texts, WEIGHTS[form])
     except OSError as error:
         raise CheckpointError(f"{folder}: the adapter cannot be written: {error.strerror or error}") from None
     return folder
@@ -129,11 +132,18 @@ def _known(metadata: dict[str, str]) -> tuple[BaseIdentity | None, dict]:
     return base, about if isinstance(about, dict) else {}
 
 
-def _check_replaceable(folder: Path, form: str, overwrite: bool) -> None:
+def check_destination(folder: Path, form: str, overwrite: bool) -> None:
+    """Raises CheckpointError if an adapter must not be put there."""
+    if _free(folder):
+        return
     if not overwrite:
         raise CheckpointError(f"{folder} exists already; choose another folder or ask to overwrite it")
     if find_form(folder) != form:
         raise CheckpointError(f"{folder} holds an adapter of another form; it is not overwritten")
+
+
+def _free(folder: Path) -> bool:
+    return not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
 
 
 def _write_files(

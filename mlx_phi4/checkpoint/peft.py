@@ -25,7 +25,7 @@ FUSED = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_proj
 PEFT_KINDS = {"lora_A": "down", "lora_B": "up", "lora_magnitude_vector": "magnitude"}
 _NAME = re.compile(
     r"(?P<module>(?:model\.)*layers\.(?P<layer>0|[1-9]\d{0,5})\.(?P<linear>(?:self_attn|mlp)\.\w+_proj))"
-    rf"\.(?P<kind>{'|'.join(PEFT_KINDS)})(?:\.(?!weight$)[^.]+)?(?:\.weight)?"
+    rf"\.(?P<kind>{'|'.join(PEFT_KINDS)})(?:\.(?!weight$|bias$)[^.]+)?(?:\.weight)?"
 )
 # part of a name -> what it belongs to, the first one counts
 FOREIGN = {
@@ -79,7 +79,7 @@ def from_peft(tensors: dict[str, mx.array], config: PeftConfig, decoder: Decoder
     return found
 
 
-def to_peft(adapter: Adapter) -> tuple[dict[str, mx.array], dict]:
+def to_peft(adapter: Adapter, decoder: DecoderConfig) -> tuple[dict[str, mx.array], dict]:
     """Tensors and ``adapter_config.json`` of peft's folder; most frequent rank and alpha first, patterns for the rest.
 
     Raises CheckpointError for what peft has no words for.
@@ -96,8 +96,7 @@ def to_peft(adapter: Adapter) -> tuple[dict[str, mx.array], dict]:
     alphas = {path: _alpha(part) for path, part in adapter.linears.items()}
     rank, alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
     linears = [name for name in DECODER_LINEARS if any(path.endswith(name) for path in ranks)]
-    layers = {int(path.split(".")[1]) for path in ranks}
-    every = {f"layers.{layer}.{name}" for layer in range(max(layers) + 1) for name in linears}
+    every = {path for path in decoder_linears(decoder) if any(path.endswith(name) for name in linears)}
     targets = [name.rpartition(".")[2] for name in linears] if every == set(ranks) else sorted(ranks)
     return tensors, {
         "peft_type": "LORA",

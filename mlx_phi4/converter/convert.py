@@ -97,7 +97,7 @@ def convert(
     from .writer import check_destination, write
 
     destination = expanded(mlx_path)
-    with _one_line(destination):
+    with one_line(destination):
         check_destination(destination, overwrite)
         if upload_repo is not None:
             check_upload(upload_repo)
@@ -107,7 +107,7 @@ def convert(
         options = quantization | {"q_mode": q_mode, "dtype": dtype, "quantize": quantize, "dequantize": dequantize}
         plan = make_plan(source, **options)
         card = model_card(None if local else str(model), plan.layout != "text", plan.config.get("quantization"))
-        with _progress("Converting", plan.bytes_in, quiet) as progress:
+        with progress_bar("Converting", plan.bytes_in, quiet) as progress:
             write(plan, destination, overwrite=overwrite, resume=resume, card=card, progress=progress)
         if verify:
             verify_folder(destination, quiet)
@@ -122,7 +122,7 @@ def verify_folder(folder: str | Path, quiet: bool = True) -> str:
 
     folder = expanded(folder)
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    with _progress("Verifying", total, quiet) as progress:
+    with progress_bar("Verifying", total, quiet) as progress:
         return describe(verify(folder, progress))
 
 
@@ -136,18 +136,18 @@ def _check_options(quantize: bool, dequantize: bool, quantization: dict, q_mode:
 
 
 @contextmanager
-def _one_line(destination: Path) -> Iterator[None]:
+def one_line(destination: Path, *, resumable: bool = True) -> Iterator[None]:
     """What the system refuses, in words."""
     try:
         yield
     except OSError as error:
         where = error.filename or destination
-        again = "; free some and use --resume" if error.errno == errno.ENOSPC else ""
+        again = "; free some and use --resume" if error.errno == errno.ENOSPC and resumable else ""
         raise ConversionError(f"{where}: {error.strerror or error}{again}") from None
 
 
 @contextmanager
-def _progress(what: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+def progress_bar(what: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
     """A bar with bytes and time left on standard error, from the first piece of work on."""
     bar = None
 

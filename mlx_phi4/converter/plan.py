@@ -146,7 +146,7 @@ def make_plan(
     rules = Rules.of(config.decoder.num_hidden_layers, **options) if quantize and not dequantize else Rules()
     model, _ = checkpoint.open()  # lazily: proves that every tensor is there and fits, and the tokenizer, too
     dtype = dtype or dtype_name(raw) or ("bfloat16" if dequantize else None)
-    width = _vision_width(config, raw, rules)
+    width = vision_width(config, raw, rules)
     tasks, table = _tasks(model, config.layout, checkpoint.tensors(), rules, dtype, width)
     if config.vision:
         config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, intermediate_size=width))
@@ -169,7 +169,7 @@ def _check_direction(config: Config, folder: Path, dequantize: bool) -> None:
         raise ConversionError(f"{folder}: nothing to dequantize, the weights are not quantized")
 
 
-def _vision_width(config: Config, raw: dict, rules: Rules) -> int | None:
+def vision_width(config: Config, raw: dict, rules: Rules) -> int | None:
     """Width of SigLIP's MLP in the output: padded for quantization, unpadded otherwise."""
     if config.vision is None:
         return None
@@ -190,16 +190,17 @@ def _tasks(model: Phi4, layout: str, stored: dict[str, StoredTensor], rules: Rul
             if kind in ("scales", "biases"):
                 continue
             scheme = Scheme(module.bits, module.group_size, module.mode) if kind == "weight" else None
-        task = _task(name, array, scheme, stored, rules if _packable(module, name) else Rules(), dtype, width, layout)
+        task = task_of(name, array, scheme, stored, rules if _packable(module, name) else Rules(), dtype, width, layout)
         if _packable(module, name) and task.target != rules.decoder:
             # the loader's table has no entry for what follows its default
-            table[_written_name(path, layout)] = task.target.table() if task.target else False
+            table[written_name(path, layout)] = task.target.table() if task.target else False
         tasks.append(task)
     tasks.sort(key=lambda task: ORDER.index(component(task.name)))
     return tasks, table or None
 
 
-def _task(name, array, scheme, stored, rules, dtype, width, layout) -> Task:
+def task_of(name, array, scheme, stored, rules, dtype, width, layout) -> Task:
+    """What becomes of one parameter, stored as ``scheme`` packs it, by these rules."""
     path = name.rpartition(".")[0]
     sources = [stored[name]]
     shape = tuple(array.shape)
@@ -216,7 +217,7 @@ def _task(name, array, scheme, stored, rules, dtype, width, layout) -> Task:
     target = rules.scheme(path, shape)
     outputs = target.outputs(shape, code) if target else {name.rpartition(".")[2]: (code, shape)}
     prefix = f"{path}." if path else ""
-    written = {_written_name(prefix + part, layout): what for part, what in outputs.items()}
+    written = {written_name(prefix + part, layout): what for part, what in outputs.items()}
     return Task(name, shape, tuple(sources), scheme, target, code, before != shape, written)
 
 
@@ -243,7 +244,7 @@ def _resized(weight: mx.array, shape: tuple[int, ...]) -> mx.array:
 _TEXT_NAMES = {new: old for old, new in names.TEXT.items()}
 
 
-def _written_name(name: str, layout: str) -> str:
+def written_name(name: str, layout: str) -> str:
     """A parameter's or module's name in the output: the ecosystem's for text models, else our own."""
     if layout != "text":
         return name

@@ -63,7 +63,7 @@ def verify(folder: str | Path, progress: Callable[[int], None] = lambda count: N
         size = sizes[component(name)]
         size.tensors += 1
         size.nbytes += tensor.nbytes
-        size.parameters += _parameters(name, array, module)
+        size.parameters += parameter_count(name, array, module)
         progress(tensor.nbytes)
     if problems:
         shown = "; ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
@@ -82,7 +82,7 @@ def describe(sizes: list[ComponentSize]) -> str:
     return "\n".join(lines)
 
 
-def _parameters(name: str, array: mx.array, module: nn.Module) -> int:
+def parameter_count(name: str, array: mx.array, module: nn.Module) -> int:
     """Weights before packing: none for scales and biases."""
     if not isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
         return array.size

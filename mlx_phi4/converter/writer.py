@@ -92,7 +92,7 @@ def write(
             shutil.rmtree(partial)  # the source is spoiled: there is nothing to go on with
             raise
         (partial / PLAN).unlink()
-        _move_into_place(partial, destination)
+        move_into_place(partial, destination)
 
 
 def check_destination(destination: Path, overwrite: bool, source: Path | None = None) -> None:
@@ -238,7 +238,7 @@ def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _move_into_place(partial: Path, destination: Path) -> None:
+def move_into_place(partial: Path, destination: Path) -> None:
     """Rename; what was there before goes only then."""
     former = None
     if destination.exists():

@@ -90,7 +90,9 @@ class AdapterSet(Mapping):
         made = {}
         for path, part in adapter.linears.items():
             lora = made[path] = LoRA.of(part)
-            if not train:
+            if train:
+                lora.fix_gain(self._linear(path).base, train=True)
+            else:
                 _prepare(lora, self._linear(path), dtype, bits)
             mx.eval(lora.parameters())
         wrong = mx.array(sum(1 - mx.isfinite(a).all() for lora in made.values() for a in _floats(lora)))
@@ -157,7 +159,7 @@ class AdapterSet(Mapping):
 
     def _parts_of(self, name: str) -> tuple[str, ...]:
         if name not in self._parts:
-            raise Phi4Error(f"there is no adapter {name!r}, this model has {', '.join(self) or 'none'}")
+            raise Phi4Error(f"adapter name is {name!r}, this model has {', '.join(self) or 'none'}")
         return self._parts[name]
 
     def check_free(self, name: str) -> None:

@@ -148,7 +148,7 @@ class LoRA(nn.Module):
         made.down, made.up = _linear(part.down), _linear(part.up)
         made._scale, made._folded = part.scale, 1.0
         if part.magnitude is not None:
-            made.magnitude = part.magnitude
+            made.magnitude = part.magnitude  # NaN in rows that have none, until there is a base
         return made
 
     def part(self) -> LinearAdapter:
@@ -170,23 +170,32 @@ class LoRA(nn.Module):
             self.up.weight = self.up.weight * self._scale
         self._scale, self._folded = 1.0, self._folded * self._scale
 
-    def fix_gain(self, base: nn.Module, add_up: Callable[[mx.array], mx.array] | None = None) -> None:
+    def fix_gain(
+        self, base: nn.Module, add_up: Callable[[mx.array], mx.array] | None = None, *, train: bool = False
+    ) -> None:
         """Replace DoRA's magnitude by the gain over this base, float32, computed now and for all.
 
+        Rows without a magnitude have the base's own norm from now on; to ``train`` that is all that is done.
         ``add_up`` makes squared norms (output_dims,) whole where this is a part of a row.
         """
         if "magnitude" in self:
-            self.gain = self._gain(base, add_up)
-            mx.eval(self.gain)  # before the next linear's weight is unpacked
-            self._magnitude = self.pop("magnitude")
+            magnitude, norms = self.pop("magnitude").astype(mx.float32), self._norms(base, add_up)
+            magnitude = mx.where(mx.isnan(magnitude), norms, magnitude)
+            if train:
+                self.magnitude = magnitude
+            else:
+                self._magnitude, self.gain = magnitude, magnitude / norms
+            mx.eval(magnitude, self.parameters())  # before the next linear's weight is unpacked
 
     def add_to(self, y: mx.array, x: mx.array, base: nn.Module) -> mx.array:
         """y (1, T, output_dims) of the base with the adapter's part for x (1, T, input_dims) added."""
         total = self._sum(y, x)
         if "gain" not in self and "magnitude" not in self:
             return total
-        gain = self.gain if "gain" in self else self._gain(base)
-        return (total * gain).astype(y.dtype)
+        if "gain" in self:
+            return (total * self.gain).astype(y.dtype)
+        # no gradient flows through the norms, as the paper has it (section 4.3)
+        return (total * (self.magnitude / mx.stop_gradient(self._norms(base)))).astype(y.dtype)
 
     def _sum(self, y: mx.array, x: mx.array) -> mx.array:
         quantized = isinstance(self.up, nn.QuantizedLinear)
@@ -197,13 +206,11 @@ class LoRA(nn.Module):
         added = self.up(inner)
         return y + (added if self._scale == 1.0 else self._scale * added).astype(y.dtype)
 
-    def _gain(self, base: nn.Module, add_up: Callable[[mx.array], mx.array] | None = None) -> mx.array:
-        """(output_dims,) float32; no gradient flows through the norms, as the paper has it (section 4.3)."""
+    def _norms(self, base: nn.Module, add_up: Callable[[mx.array], mx.array] | None = None) -> mx.array:
+        """Norms (output_dims,) float32 of the rows of the base's weight with this adapter in it."""
         delta = self._scale * (_plain(self.up).astype(mx.float32) @ _plain(self.down).astype(mx.float32))
         weight = _plain(base).astype(mx.float32) + delta
-        norms = mx.linalg.norm(weight, axis=1) if add_up is None else mx.sqrt(add_up(mx.square(weight).sum(axis=1)))
-        norms = mx.stop_gradient(norms)
-        return mx.where(mx.isnan(self.magnitude), 1.0, self.magnitude.astype(mx.float32) / norms)
+        return mx.linalg.norm(weight, axis=1) if add_up is None else mx.sqrt(add_up(mx.square(weight).sum(axis=1)))
 
 
 class RoutedLinear(nn.Module):

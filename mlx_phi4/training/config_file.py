@@ -11,7 +11,7 @@ from .options import TrainingOptions
 COMMAND = ("model", "data", "train", "test", "revision", "dry_run")  # what a file may say beside ``TrainingOptions``
 LORA_PARAMETERS = {"rank": "rank", "scale": "scale", "alpha": "alpha", "keys": "keys", "rslora": "rslora"}
 LORA_PARAMETERS |= {"use_rslora": "rslora"}
-WITHOUT_EFFECT = {"trust_remote_code": False, "dropout": 0.0}  # what there is no other value for
+FIXED_VALUES = {"trust_remote_code": False, "dropout": 0.0}  # what there is no other value for
 
 
 def read_options(path: str | Path) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def read_options(path: str | Path) -> dict[str, Any]:
             found |= _lora_parameters(path, value)
         elif name == "optimizer_config":
             found |= _optimizer_config(path, value, raw.get("optimizer", TrainingOptions.optimizer))
-        elif name in WITHOUT_EFFECT:
+        elif name in FIXED_VALUES:
             _check_without_effect(path, name, value)
         elif name in known:
             found[name] = _number(value)
@@ -51,7 +51,7 @@ def _lora_parameters(path: Path, table: Any) -> dict[str, Any]:
         raise ConfigError(f"{path}: lora_parameters is {table!r:.60}, expected names and values")
     found = {}
     for name, value in table.items():
-        if name in WITHOUT_EFFECT:
+        if name in FIXED_VALUES:
             _check_without_effect(path, name, value)
         elif name in LORA_PARAMETERS:
             found[LORA_PARAMETERS[name]] = _number(value)
@@ -70,8 +70,8 @@ def _optimizer_config(path: Path, table: Any, optimizer: Any) -> dict[str, Any]:
 
 
 def _check_without_effect(path: Path, name: str, value: Any) -> None:
-    if _number(value) != WITHOUT_EFFECT[name]:
-        raise ConfigError(f"{path}: {name} is {value!r}, only {WITHOUT_EFFECT[name]!r} is supported")
+    if _number(value) != FIXED_VALUES[name]:
+        raise ConfigError(f"{path}: {name} is {value!r}, only {FIXED_VALUES[name]!r} is supported")
 
 
 def _number(value: Any) -> Any:

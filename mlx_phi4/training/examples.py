@@ -15,7 +15,7 @@ from ..inputs.tokenizer import END_OF_TEXT
 from ..modalities import Medium, adapter_of, modality_of
 from .lines import Line, Preference
 
-TEXT = "text"  # the slot of rows without media
+TEXT_SLOT = "text"  # the slot of rows without media
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class TooLong(Phi4Error):
 
 def slot_of(line: Line, mode: str) -> str:
     """The slot of a line: the adapter that it names, that of its media, or "text"."""
-    return line.adapter or adapter_of(mode) or (TEXT if mode == TEXT else mode.split("-")[0])
+    return line.adapter or adapter_of(mode) or (TEXT_SLOT if mode == TEXT_SLOT else mode.split("-")[0])
 
 
 def make_example(line: Line, processor: Processor, longest: int, mask_prompt: bool = True) -> Example:

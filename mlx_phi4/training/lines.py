@@ -197,6 +197,8 @@ def _part(part: dict, folder: Path) -> dict:
 
 
 def _source(source, folder: Path):
+    if isinstance(source, dict) and source.get("bytes") is not None:  # a row of a data set: its path only names it
+        return source
     if isinstance(source, dict):
         return source | {key: _source(source[key], folder) for key in ("url", "path") if source.get(key) is not None}
     if not isinstance(source, str) or source.startswith(ADDRESS):

@@ -48,6 +48,7 @@ class PreferenceLearner(Learner):
         bare = [replace(each, row=replace(each.row, adapter=None)) for each in new]
         with exclusive():
             pack = make_pack(bare)
+            self.model.read({None})
             gathered = [self.media.gathered(each) for each in pack.examples]
             sums = _row_sums(self._token_losses({}, pack, gathered, token_losses), pack)
             for each, total in zip(pack.examples, sums.tolist(), strict=True):

@@ -1,7 +1,6 @@
 """What a run tells: lines for a person, a line of JSON for each in log.jsonl, trackers, and a picture of the losses."""
 
 import json
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -32,7 +31,7 @@ class Report:
     def __init__(self, folder: Path, quiet: bool, trackers: Sequence[str], project: str | None, options: dict):
         self.folder, self.quiet = folder, quiet
         self._trackers = [_tracker(name, folder, project or folder.resolve().name, options) for name in trackers]
-        self._began, self._seconds, self._iterations, self._count, self._loss = time.perf_counter(), 0.0, 0, 0, 0.0
+        self._seconds, self._iterations, self._count, self._loss = 0.0, 0, 0, 0.0
 
     def note(self, text: str) -> None:
         """A line for the person."""

@@ -17,8 +17,8 @@ from ..model import Phi4
 from .packing import Parameters
 from .parts import Parts, kind_of, module_arrays
 
-WHOLE = ".whole"  # where an adapter is written before its files are moved to their places
-CARD = "README.md"
+BEFORE_MOVED = ".whole"  # where an adapter is written before its files are moved to their places
+CARD_NAME = "README.md"
 
 
 def trained_adapter(model: Phi4, name: str, parameters: Parameters, base: BaseIdentity, about: dict) -> Adapter:
@@ -71,7 +71,7 @@ def write_result(
         )
     for slot, adapter in adapters.items():
         where = _emptied(folder / slot)
-        companions = {CARD: _card(slot, adapter, about)}
+        companions = {CARD_NAME: _card(slot, adapter, about)}
         found[slot] = write_adapter(where, adapter, model.config.decoder, companions=companions)
     return found
 
@@ -107,11 +107,11 @@ def _emptied(folder: Path) -> Path:
 
 def _write_in_place(folder: Path, adapter: Adapter, model: Phi4, card: str) -> None:
     """The adapter's files beside checkpoints and log; its configuration comes last, without which it is none."""
-    whole = folder / WHOLE
+    whole = folder / BEFORE_MOVED
     shutil.rmtree(whole, ignore_errors=True)
-    write_adapter(whole, adapter, model.config.decoder, companions={CARD: card})
+    write_adapter(whole, adapter, model.config.decoder, companions={CARD_NAME: card})
     (folder / ADAPTER_CONFIG).unlink(missing_ok=True)
-    for name in (WEIGHTS["peft"], CARD, ADAPTER_CONFIG):
+    for name in (WEIGHTS["peft"], CARD_NAME, ADAPTER_CONFIG):
         (whole / name).replace(folder / name)
     whole.rmdir()
 

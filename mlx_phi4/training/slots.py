@@ -11,7 +11,7 @@ from ..decoder.identity import BaseIdentity
 from ..errors import CheckpointError, Phi4Error
 from ..model import Phi4
 from .data import DataSet
-from .examples import TEXT, Example
+from .examples import TEXT_SLOT, Example
 from .parts import TRAINED, module_names, own_adapter
 
 NEW = "=new"  # behind an adapter's name: do not go on from the model's own
@@ -73,7 +73,7 @@ def routed(examples: Iterable[Example], model: Phi4, chosen: Chosen) -> list[Exa
 def _route(example: Example, model: Phi4, chosen: Chosen) -> str | None:
     if example.slot in chosen.slots:
         return f"{TRAINED}{example.slot}"
-    return example.slot if example.slot != TEXT and example.slot in model.adapters else None
+    return example.slot if example.slot != TEXT_SLOT and example.slot in model.adapters else None
 
 
 def _begun(folder: str | Path, model: Phi4, base: BaseIdentity) -> Adapter:

@@ -58,12 +58,12 @@ class Learner:
         self._vocabulary = model.config.decoder.vocab_size
         compute, own = model.model.norm.weight.dtype, dict(tree_flatten(model.parameters()))
         self._dtypes = {name: _dtype(name, own[name].dtype, compute) for name in parts.names}
-        model.read({None, *model.adapters})
 
     def gradients(self, parameters: Parameters, examples: Sequence[Example]) -> Sums:
         """Sums for a batch, computed."""
         with exclusive():
             pack = make_pack(examples)
+            self.model.read({None, *(each.row.adapter for each in pack.examples)})
             gathered = [self.media.gathered(each) for each in pack.examples]
 
             def loss(trained: Parameters) -> mx.array:
@@ -78,6 +78,7 @@ class Learner:
         """As ``gradients``, without them."""
         with exclusive():
             pack = make_pack(examples)
+            self.model.read({None, *(each.row.adapter for each in pack.examples)})
             gathered = [self.media.gathered(each) for each in pack.examples]
             total = self._objective(self._token_losses(parameters, pack, gathered, token_losses), pack)
             mx.eval(total)
