@@ -14,12 +14,15 @@ from .generation.media_cache import MediaCache
 from .generation.prompt_cache import PromptCache
 from .generation.responses import GenerationResponse
 from .inputs.processor import Inputs, Processor, Request
+from .inputs.tools import ToolCall
 from .loading import load
 from .modalities import Mode
 from .model import Phi4
 from .training.train import predict_training, test_adapter, train_adapter
+from .transcription.live import live
 from .transcription.transcribe import transcribe
 from .transcription.transcript import Segment, Transcript
+from .vision.video import Video
 
 __all__ = [
     "Chat",
@@ -33,7 +36,9 @@ __all__ = [
     "PromptCache",
     "Request",
     "Segment",
+    "ToolCall",
     "Transcript",
+    "Video",
     "add_modality",
     "batch_generate",
     "benchmark",
@@ -44,6 +49,7 @@ __all__ = [
     "evaluate_pictures",
     "evaluate_text",
     "generate",
+    "live",
     "load",
     "predict_training",
     "stream_generate",

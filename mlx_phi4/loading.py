@@ -19,7 +19,9 @@ from .decoder.adapters import LoRA
 from .device import exclusive, wire_memory
 from .errors import Phi4Error
 from .files import expanded
+from .generation.draft_model import DraftModel
 from .inputs.processor import Processor
+from .inputs.tools import RESULT_ROLES
 from .model import Phi4
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -58,6 +60,7 @@ def _adapters(value):
     lazy=kinds.flag,
     quantize=kinds.Kind(_bits),
     quiet=kinds.flag,
+    tool_results=kinds.choice(*RESULT_ROLES),
     group=kinds.of_class("Group", "a group of mx.distributed") | None,
 )
 def load(
@@ -69,6 +72,7 @@ def load(
     lazy: bool = True,
     quantize: int | bool | None = None,
     quiet: bool = False,
+    tool_results: str = RESULT_ROLES[0],
     group: mx.distributed.Group | None = None,
 ) -> tuple[Phi4, Processor]:
     """Load a model, the same one as ``--model`` of the commands.
@@ -86,6 +90,8 @@ def load(
             cache folder; see ``converter.first_use.cached_folder``. True: 4 bits. False: a hub id's weights as they are
             published.
         quiet: nothing on standard error while the hub is asked and weights are converted.
+        tool_results: whose turn the results of tools are in prompts, "tool_response" or, as the published template has
+            messages of that role, "tool".
         group: of ``mx.distributed``, whose ranks are to share the model: each reads its part alone, see ``Phi4.shard``.
 
     Raises:
@@ -113,7 +119,14 @@ def load(
     for name, folder in sorted((adapters or {}).items(), key=lambda each: is_sum(each[1])):
         model.add_adapter(name, folder)
     wire_memory()
-    return model, Processor(checkpoint.config, tokenizer, model.adapters)
+    return model, Processor(checkpoint.config, tokenizer, model.adapters, tool_results=tool_results)
+
+
+def load_draft(path_or_hub_id: str | Path, model: Phi4, processor: Processor, *, quiet: bool = False) -> DraftModel:
+    """Load a model that drafts for another. Raises Phi4Error, also where their vocabularies differ."""
+    draft = DraftModel.of(load(path_or_hub_id, quiet=quiet))
+    draft.check(model, processor.tokenizer)
+    return draft
 
 
 def check_adapters(adapters: Mapping[str, str | Path]) -> None:

@@ -12,6 +12,10 @@ from mlx_phi4.synthetic.random_checkpoint import write_random_checkpoint
 sys.path.insert(0, str(Path(__file__).parent / "golden"))  # cases.py serves the golden script and the tests
 
 
+def pytest_addoption(parser):
+    parser.addoption("--screenshots", metavar="FOLDER", help="where the pictures of the page in docs/ are made anew")
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """A function (layout, size) -> folder of a float32 checkpoint. Not to be changed: copy it first."""
@@ -37,6 +41,15 @@ def loaded(checkpoint):
         return made[layout, size]
 
     return load
+
+
+@pytest.fixture(scope="module")
+def driver():
+    """What drives browsers; no longer than a module, as it keeps an event loop in this thread."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as found:
+        yield found
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ class Running:
 
 
 @contextmanager
-def running(model="phi4-tiny", limits=None, max_queue=256, grace=5.0, **settings):
+def running(model="phi4-tiny", limits=None, max_queue=256, grace=5.0, speculation="none", **settings):
     """A server of this model for as long as the block runs."""
     service = Service(Settings(**{"hosts": LOCAL} | settings))
     loaded = model if isinstance(model, tuple) else SHARED.get(model) or mlx_phi4.load(model)
@@ -51,7 +51,7 @@ def running(model="phi4-tiny", limits=None, max_queue=256, grace=5.0, **settings
     server = Server(service, grace=grace)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
-    made = Engine(*loaded, limits, max_queue=max_queue)
+    made = Engine(*loaded, limits, max_queue=max_queue, speculate=lambda *loaded: speculation)
     made.start()
     service.open("phi4-tiny", made)
     while not server.started:

@@ -1,5 +1,8 @@
 """Adapters at run time: any number of them in one batch, each row as it is alone, and the base never touched."""
 
+import json
+from pathlib import Path
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -10,6 +13,7 @@ from samples import MODES, decoded, sequence_of, tokens_of
 
 import mlx_phi4
 from mlx_phi4 import Phi4Error, PromptCache, Request
+from mlx_phi4.commands import benchmark, cache_prompt, chat, evaluate, transcribe
 from mlx_phi4.commands import generate as generate_command
 from mlx_phi4.decoder.adapters import LoRA, Route
 from mlx_phi4.decoder.identity import identify
@@ -17,6 +21,8 @@ from mlx_phi4.generation.batch import Batch
 from mlx_phi4.generation.options import GenerationOptions
 from mlx_phi4.generation.sequence import Sequence
 from mlx_phi4.server.budget import Budget
+
+RECORDING = Path(__file__).parents[1] / "examples" / "media" / "command.flac"
 
 
 @pytest.fixture
@@ -318,3 +324,74 @@ def test_the_command_uses_an_adapter(checkpoint, run_command, tmp_path):
     ):
         code, out, said = run(*options)
         assert code == 2 and out == "" and message in said and said.count("\n") == 1, said
+
+
+QUESTION = '{"question": "Tell me of the sea.", "answer": "x", "id": "q"}'
+
+
+def test_every_command_uses_an_adapter(checkpoint, run_command, tmp_path):
+    """What each gives with one is not what it gives without, and an unknown one is refused in a line."""
+    text = checkpoint("text")
+    folder = random_folder(tmp_path / "mine", mlx_phi4.load(text)[0].config)
+    (tmp_path / "questions.jsonl").write_text(QUESTION + "\n")
+    cases = {
+        chat: (("--quiet", "-m", "4"), b"Hello\n"),
+        evaluate: (("pictures", tmp_path / "questions.jsonl", "--each", "-m", "4"), b""),
+    }
+    model = ("--model", text)
+    for command, (options, stdin) in cases.items():
+        group, options = (options[:2], options[2:]) if command is evaluate else ((), options)
+
+        def run(*more, command=command, group=group, options=options, stdin=stdin):
+            return run_command(command.command, *group, *model, *options, *more, stdin=stdin)
+
+        one = ("--adapter", f"mine={folder}", "--use-adapter")
+        (code, out, _), (_, base, _) = run(*one, "mine"), run(*one, "base")
+        assert code == 0 and out.splitlines()[0] != base.splitlines()[0]
+        code, _, said = run(*one, "yours")
+        assert code == 2 and "adapter is 'yours', this model has base, mine" in said
+
+
+def test_the_benchmark_counts_an_adapter(checkpoint, run_command, tmp_path):
+    text = checkpoint("text")
+    model, _ = mlx_phi4.load(text)
+    folder = random_folder(tmp_path / "mine", model.config)
+    asked = ("--model", text, "--mode", "text", "--prompt-tokens", "24", "--generation-tokens", "2", "--repeat", "1")
+    code, out, _ = run_command(
+        benchmark.command, *asked, "--json", "--quiet", "--adapter", f"mine={folder}", "--use-adapter", "mine"
+    )
+    model.add_adapter("mine", folder)
+    assert code == 0 and json.loads(out)["results"][0]["adapter_bytes"] == model.adapters.nbytes("mine")
+
+
+def test_a_prompt_is_cached_by_its_adapter(checkpoint, run_command, tmp_path):
+    text = checkpoint("text")
+    config = mlx_phi4.load(text)[0].config
+    folders = [random_folder(tmp_path / name, config, seed=seed) for seed, name in enumerate(("a", "b"))]
+    use = [("--adapter", f"mine={folder}", "--use-adapter", "mine") for folder in folders]
+    file = ("--prompt-cache-file", tmp_path / "kept.safetensors")
+    code, _, said = run_command(cache_prompt.command, "--model", text, "-p", "Tell me of", *file, *use[0])
+    assert code == 0 and "tokens for the mine adapter" in said
+    asked = ("--model", text, "-p", "Tell me of the sea.", "-m", "3", *file)
+    plain = run_command(generate_command.command, *asked[:-2], *use[0], "--quiet")
+    assert run_command(generate_command.command, *asked, *use[0], "--quiet")[:2] == plain[:2]
+    code, _, said = run_command(generate_command.command, *asked, *use[1])
+    assert code == 2 and "was made with another model or another adapter 'mine'" in said
+    code, _, said = run_command(generate_command.command, *asked)
+    assert code == 2 and "made with another model, which has an adapter 'mine'" in said
+
+
+def test_a_transcript_is_made_again_by_another_adapter(checkpoint, run_command, tmp_path):
+    config = mlx_phi4.load(checkpoint())[0].config
+    folders = [random_folder(tmp_path / name, config, seed=seed, scale=0.1) for seed, name in enumerate(("a", "b"))]
+
+    def run(*options):
+        asked = (RECORDING, "--model", checkpoint(), "-o", tmp_path / "out", "-m", "4", "--temperatures", "0")
+        code, _, said = run_command(transcribe.command, *asked, *options)
+        assert code == 0
+        return said
+
+    use = [("--adapter", f"mine={folder}", "--use-adapter", "mine") for folder in folders]
+    assert "written to" in run(*use[0]) and "done before" in run(*use[0])
+    assert "which another job had made" in run(*use[1]) and "which another job had made" in run()
+    assert "done before" in run("--adapter", f"mine={folders[0]}")  # loaded, not used

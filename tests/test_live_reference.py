@@ -4,10 +4,11 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from adapter_samples import logits
+from adapter_samples import GOLDEN, LOGITS, PEFT, logits
 from cases import clip, picture, prose
 
 import mlx_phi4
+from mlx_phi4.checkpoint.adapter_files import write_adapter
 from mlx_phi4.synthetic.random_checkpoint import write_random_checkpoint
 
 MISSING = [name for name in ("torch", "torchvision", "transformers", "peft") if find_spec(name) is None]
@@ -56,6 +57,19 @@ def test_adapters_equal_pefts_own(text, name, tmp_path):
     ids = np.random.default_rng(5).integers(0, 256, 64)
     found = logits(mlx_phi4.load(text, adapters={"mine": tmp_path})[0], "mine", ids)
     assert np.abs(found - make_adapters.logits(adapted, ids)).max() <= 1e-4
+
+
+@pytest.mark.parametrize("name", PEFT)
+def test_peft_reads_what_is_written(checkpoint, name, tmp_path):
+    """Over the fused linears, whatever form it was trained in."""
+    import make_adapters
+    from peft import PeftModel
+
+    model, _ = mlx_phi4.load(checkpoint("text"), adapters={"mine": GOLDEN / name})
+    write_adapter(tmp_path / "mine", model.adapters.get_adapter("mine"), model.config.decoder)
+    adapted = PeftModel.from_pretrained(make_adapters.base(checkpoint("text")), tmp_path / "mine").eval()
+    found = make_adapters.logits(adapted, LOGITS["ids"])[::8]
+    assert np.abs(found - LOGITS[name]).max() <= 1e-4
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,17 @@ def test_a_stream_tells_each_segment(server, long_recording):
     assert "".join(deltas) == events[-1].text == expected == hear(server, long_recording).text
 
 
+def test_a_stream_tells_the_times_of_segments(server):
+    path = COMMAND.with_name("list.flac")
+    events = list(hear(server, path, stream=True, response_format="verbose_json"))
+    segments = [event for event in events if event.type == "transcript.text.segment"]
+    whole = hear(server, path, response_format="verbose_json")
+    assert [(each.start, each.end, each.text) for each in segments] == [
+        (each.start, each.end, each.text) for each in whole.segments
+    ]
+    assert len(segments) > 1 and events[-1].duration == whole.duration and events[-1].text == whole.text
+
+
 def test_options_are_heard(server):
     assert hear(server, temperature=0.1, prompt="radio").text
     with COMMAND.open("rb") as file:

@@ -19,6 +19,7 @@ OTHER_NAMES = {
     "cache": ("prompt_cache",),
     "callback": ("progress",),
     "device": ("dtype",),
+    "draft_model": ("speculation",),
     "group_size": ("q_group_size", "kv_group_size"),
     "hf_path": ("model", "path_or_hub_id"),
     "image": ("images",),
@@ -43,6 +44,7 @@ OTHER_NAMES = {
 WITHOUT_COUNTERPART = {
     "verbose": "nothing is printed here",
     "sampler": "temperature, top_p and the others are arguments of their own",
+    "num_draft_tokens": "drafts are as long as they pay on this machine",
     "stream": "stream_generate gives the text as it comes",
 }
 
@@ -54,7 +56,8 @@ def check_names(given: Iterable[str], known: Iterable[str], where: str = "", als
         if name in known:
             continue
         names = [*known, *also]
-        meant = [each for each in OTHER_NAMES.get(name, ()) if each in names] or get_close_matches(name, names, n=1)
+        close = [] if name in WITHOUT_COUNTERPART else get_close_matches(name, names, n=1)
+        meant = [each for each in OTHER_NAMES.get(name, ()) if each in names] or close
         advice = f"is {meant[0]!r} meant?" if meant else WITHOUT_COUNTERPART.get(name)
         raise TypeError(f"{where}unknown option {name!r}" + (f"; {advice}" if advice else ""))
 

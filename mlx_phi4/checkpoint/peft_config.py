@@ -6,7 +6,7 @@ Rules as peft 0.21 has them: ``tuners.tuners_utils.check_target_module_exists``,
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..config import check_float, check_integer
@@ -41,6 +41,7 @@ MEANING = {
 }
 MOST_REPEATS = 3  # in a pattern; the time that matching takes grows with their power
 LONGEST_MATCHER = 500  # characters
+MOST_PATTERNS = 1000
 _REPEAT = re.compile(r"[*+{]")
 
 
@@ -50,8 +51,8 @@ class PeftConfig:
 
     rank: int
     alpha: float
-    rank_pattern: dict[str, int]
-    alpha_pattern: dict[str, float]
+    rank_pattern: tuple[tuple[re.Pattern, int], ...]
+    alpha_pattern: tuple[tuple[re.Pattern, float], ...]
     targets: str | tuple[str, ...]
     excluded: str | tuple[str, ...]
     layers: tuple[int, ...] | None
@@ -61,12 +62,11 @@ class PeftConfig:
 
     def rank_of(self, module: str) -> int:
         """The rank of a module, by its path in the model that was trained."""
-        return self.rank_pattern.get(_pattern_of(self.rank_pattern, module), self.rank)
+        return _first(self.rank_pattern, module, self.rank)
 
     def scale_of(self, module: str) -> float:
         """alpha / rank, or of rsLoRA alpha / sqrt(rank) (arXiv 2312.03732)."""
-        rank = self.rank_of(module)
-        alpha = self.alpha_pattern.get(_pattern_of(self.alpha_pattern, module), self.alpha)
+        rank, alpha = self.rank_of(module), _first(self.alpha_pattern, module, self.alpha)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def is_target(self, module: str) -> bool:
@@ -99,11 +99,6 @@ def read_peft_config(raw: dict) -> PeftConfig:
     rank, alpha, _ = need(raw, "r", "lora_alpha", "target_modules")
     check_integer("r", rank)
     check_float("lora_alpha", alpha)
-    ranks, alphas = object_in(raw, "rank_pattern"), object_in(raw, "alpha_pattern")
-    for pattern, value in ranks.items():
-        check_integer(f"rank_pattern {pattern!r}", value)
-    for pattern, value in alphas.items():
-        check_float(f"alpha_pattern {pattern!r}", value)
     layers = raw.get("layers_to_transform")
     layers = [layers] if isinstance(layers, int) else layers
     if layers is not None and not (isinstance(layers, list) and all(type(each) is int for each in layers)):
@@ -111,8 +106,8 @@ def read_peft_config(raw: dict) -> PeftConfig:
     config = PeftConfig(
         rank=rank,
         alpha=float(alpha),
-        rank_pattern=ranks,
-        alpha_pattern=alphas,
+        rank_pattern=_patterns(raw, "rank_pattern", check_integer),
+        alpha_pattern=_patterns(raw, "alpha_pattern", check_float),
         targets=_names(raw, "target_modules"),
         excluded=_names(raw, "exclude_modules"),
         layers=tuple(layers) if layers else None,
@@ -121,14 +116,25 @@ def read_peft_config(raw: dict) -> PeftConfig:
         use_dora=_flag(raw, "use_dora"),
     )
     patterns = [each for each in (config.targets, config.excluded) if isinstance(each, str)]
-    for pattern in (*patterns, *ranks, *alphas, *config.layers_pattern):
+    for pattern in (*patterns, *config.layers_pattern):
         _check_pattern(pattern)
     return config
 
 
-def _pattern_of(patterns: Iterable[str], module: str) -> str | None:
-    """The first of some patterns that a module's path ends with."""
-    return next((each for each in patterns if re.match(rf"(.*\.)?({each})$", module)), None)
+def _patterns(raw: dict, name: str, check: Callable[[str, object], None]) -> tuple[tuple[re.Pattern, float], ...]:
+    """Patterns of the ends of paths, and their values."""
+    found = object_in(raw, name)
+    if len(found) > MOST_PATTERNS:
+        raise ConfigError(f"{name} has {len(found)} entries, expected at most {MOST_PATTERNS}")
+    for pattern, value in found.items():
+        _check_pattern(pattern)
+        check(f"{name} {pattern!r}", value)
+    return tuple((re.compile(rf"(.*\.)?({pattern})$"), value) for pattern, value in found.items())
+
+
+def _first(patterns: tuple[tuple[re.Pattern, float], ...], module: str, usual: float) -> float:
+    """The value of the first pattern that a module's path ends with."""
+    return next((value for pattern, value in patterns if pattern.match(module)), usual)
 
 
 def _named(names: str | tuple[str, ...], module: str) -> bool:

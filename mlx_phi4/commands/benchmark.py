@@ -27,11 +27,16 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
 @click.option("--audio", type=click.Path(path_type=Path), help="A recording's path; without it, a tone is made.")
 @click.option("--repeat", default=3, show_default=True, help="Counted rounds; one more warms up.")
 @cli.engine_options
+@click.option("--plot", metavar="FILE.png", help="Draw the figures, too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @ranks.parallel_option("tensor")
-def main(model, revision, adapters, parallel, as_json, quiet, **options):
+def main(model, revision, adapters, parallel, as_json, quiet, plot, **options):
     """Measure how fast a model answers here, in each mode. The prompts are random tokens."""
+    if plot is not None:
+        from ..transcription.plot import check_plot
+
+        plot = check_plot(plot)
     for kind in ("image", "audio"):
         if options[kind] is not None:
             (options[kind],) = cli.check_media([options[kind]])
@@ -43,6 +48,10 @@ def main(model, revision, adapters, parallel, as_json, quiet, **options):
     loaded = ranks.loaded(model, parallel, revision=revision, adapters=adapters, quiet=quiet)
     found = benchmark(*loaded, quiet=quiet, **options)
     where = machine() | {"ranks": 1 if loaded[0].sharding is None else loaded[0].sharding.size}
+    if plot is not None:
+        from ..evaluation.speed_plot import plot_speed
+
+        plot_speed(found, where, plot)
     if as_json:
         asked = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
         results = [asdict(measured) for measured in found]

@@ -9,6 +9,7 @@ from ..files import expanded
 from ..terminal import say
 from . import cli
 from .adapters import adapter_options, check_adapters
+from .tools import read_file, tools_option
 
 HEADER_LIMIT = 100_000_000  # bytes, as safetensors has it
 
@@ -22,18 +23,20 @@ HEADER_LIMIT = 100_000_000  # bytes, as safetensors has it
 @click.option("--audio", "audios", multiple=True, help="A recording's path; repeatable.")
 @click.option("--prompt-cache-file", required=True, help="The file to write (safetensors).")
 @cli.engine_options
+@tools_option
 @click.option("--raw", is_flag=True, help="Take the prompt as it stands, special tokens included.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is not a prompt cache.")
 @click.option("--quiet", is_flag=True, help="No progress and no statistics.")
-def main(model, revision, adapters, prompt, images, audios, prompt_cache_file, overwrite, quiet, **options):
+def main(model, revision, adapters, prompt, images, audios, tools, prompt_cache_file, overwrite, quiet, **options):
     """Save a prompt's computed state; give the file to mlx_phi4.generate --prompt-cache-file.
 
-    A request reuses it as far as it begins alike: repeat --system, --image and --audio there.
+    A request reuses it as far as it begins alike: repeat --system, --tools, --image and --audio there.
     """
     path = expanded(prompt_cache_file)
     images, audios = cli.check_media(images), cli.check_media(audios)
     cli.check_options(options)
     check_adapters(adapters, options["adapter"], quiet)
+    options["tools"] = read_file(tools)
     cli.check_output(path, _is_prompt_cache, overwrite)
     prompt = cli.read_prompt(prompt)
     from ..generation.generate import cache_prompt

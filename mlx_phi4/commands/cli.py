@@ -62,7 +62,7 @@ def model_option(required: bool = False):
     """--model and --revision: what ``load`` takes."""
     given = {"required": True} if required else {"default": MODEL, "show_default": True}
     given["callback"] = _not_empty
-    return lambda function: _decorated(
+    return lambda function: decorated(
         function,
         (
             click.option("--model", **given, help="Checkpoint folder or hub id."),
@@ -107,15 +107,16 @@ _ENGINE = (
 
 def sampling_options(command):
     """Add the options that say how tokens are chosen; names are ``stream_generate``'s."""
-    return _decorated(command, _SAMPLING)
+    return decorated(command, _SAMPLING)
 
 
 def engine_options(command):
     """Add the options that say how a prompt is computed and kept; names are ``stream_generate``'s."""
-    return _decorated(command, _ENGINE)
+    return decorated(command, _ENGINE)
 
 
-def _decorated(command, options):
+def decorated(command, options):
+    """Add options to a command, in their order."""
     for option in reversed(options):
         command = option(command)
     return command
@@ -136,9 +137,11 @@ def prefill_progress(quiet: bool):
 def statistics(last: "GenerationResponse") -> str:
     """What an answer cost, in a line."""
     reused = f" ({last.reused_tokens} from the cache)" if last.reused_tokens else ""
+    drafted = last.accepted_tokens + last.rejected_tokens
+    right = f" ({last.accepted_tokens} of {drafted} drafted ones right)" if drafted else ""
     return (
         f"{last.mode}: prompt {last.prompt_tokens} tokens{reused}, {last.prompt_tps:.1f} a second; "
-        f"answer {last.generation_tokens} tokens, {last.generation_tps:.1f} a second; "
+        f"answer {last.generation_tokens} tokens{right}, {last.generation_tps:.1f} a second; "
         f"peak memory {last.peak_memory:.2f} GB"
     )
 
@@ -176,7 +179,11 @@ def check_options(options: dict) -> None:
     from ..generation.options import GenerationOptions
 
     known = {each.name for each in fields(GenerationOptions)}
-    GenerationOptions(**{name: value for name, value in options.items() if name in known})
+    chosen = GenerationOptions(**{name: value for name, value in options.items() if name in known})
+    if chosen.grammar is not None:
+        from ..generation.structured import check
+
+        check(chosen.grammar)
 
 
 def check_output(path: Path, ours: Callable[[Path], bool], overwrite: bool) -> None:

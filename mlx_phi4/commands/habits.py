@@ -10,6 +10,8 @@ _TIMES = "segments have times, words have none; --segment-seconds makes segments
 _LINES = "--max-line-width is what there is for lines of srt and vtt"
 _BEAMS = "there is no beam search; --temperatures are the attempts"
 INSTEAD = {
+    "--export-gguf": "folders of MLX weights and of adapters are what there is",
+    "--gguf-path": "folders of MLX weights and of adapters are what there is",
     "--adapter-path": "--adapter NAME=FOLDER loads one, --use-adapter NAME has the answers pass it",
     "--language": "the model hears which language is spoken; --task translate --to names that of a translation",
     "--word-timestamps": _TIMES,
@@ -27,6 +29,7 @@ INSTEAD = {
     "--beam-size": _BEAMS,
     "--patience": _BEAMS,
     "--length-penalty": _BEAMS,
+    "--num-draft-tokens": "drafts are as long as they pay on this machine",
     "--fp16": "weights are used as --model has them; mlx_phi4.convert --dtype makes others",
     "--extra-eos-token": "the model's own end tokens count already; --stop TEXT ends an answer at a text",
     "--eos-token": "the model's own end tokens count already; --stop TEXT ends an answer at a text",

@@ -38,6 +38,7 @@ def loaded(
     adapters: dict[str, str] | None = None,
     quiet: bool = False,
     lazy: bool = True,
+    tool_results: str = "tool_response",
 ) -> "tuple[Phi4, Processor]":
     """A model and its processor, shared with the other ranks if there are any, of which only rank 0 returns.
 
@@ -49,15 +50,15 @@ def loaded(
 
     ranks = distributed.join(parallel)
     if ranks.size == 1 or ranks.mode != "tensor":
-        return load(name, revision=revision, adapters=adapters, quiet=quiet, lazy=lazy)
+        return load(name, revision=revision, adapters=adapters, quiet=quiet, lazy=lazy, tool_results=tool_results)
     from ..ranks.following import follow
     from ..ranks.leading import lead
     from ..ranks.together import same_adapters, same_folder
 
     drop_native_noise(ranks)
     folder = same_folder(ranks, name, revision, quiet)
-    group = ranks.group
-    model, processor = ranks.settle(lambda: load(folder, adapters=adapters, lazy=lazy, group=group))
+    how = {"adapters": adapters, "lazy": lazy, "group": ranks.group, "tool_results": tool_results}
+    model, processor = ranks.settle(lambda: load(folder, **how))
     same_adapters(ranks, model)
     if ranks.rank:
         raise click.exceptions.Exit(follow(model, ranks))

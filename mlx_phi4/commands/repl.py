@@ -15,18 +15,25 @@ from typing import TYPE_CHECKING
 
 from ..errors import Phi4Error, PromptError
 from ..files import expanded, taken, why_not_file
+from ..inputs.tools import spelled
 from ..terminal import say, say_error
 from . import cli
 from .lines import Messages
+from .recording import record_turn
 from .screen import Screen
+from .videos import say_seen
 
 if TYPE_CHECKING:
     from ..generation.chat import Chat
+    from ..vision.video import Video
 
 ENDINGS = ("/exit", "/quit")
 HELP = """\
 /image PATH    attach a picture to your next message
+/video PATH    attach a video: frames of it, and its sound with --with-sound
+/record        say your next message: it ends with Enter; /record 5 after 5 seconds
 /audio PATH    attach a recording to your next message; an empty line sends it alone
+/result TEXT   what a tool gives back for the call that the model asked for; the answer to it follows
 /attached      list what goes with your next message
 /undo          take back your last message and its answer
 /clear         forget the conversation and what is attached
@@ -41,10 +48,21 @@ Ctrl-C stops an answer, or clears the line. Lines that are pasted are one messag
 class Repl:
     """Reads messages until they end, and answers each; one that begins with ``/`` is a command."""
 
-    def __init__(self, chat: "Chat", *, hide_thinking: bool = False, stats: bool = False, quiet: bool = False):
+    def __init__(
+        self,
+        chat: "Chat",
+        *,
+        video: "Callable[[Path], Video] | None" = None,
+        hide_thinking: bool = False,
+        stats: bool = False,
+        quiet: bool = False,
+    ):
+        """``video`` says how videos are seen; the others as in ``commands.chat.chat``."""
+        self._video = video or (lambda path: path)
         self.chat, self._hide, self._stats = chat, hide_thinking, stats
         self._greet = not quiet and sys.stdin.isatty()
         self._pressed = False
+        self._results: list[str] = []  # for the first of the last answer's calls
         self._written: set[str] = set()  # files of this conversation
         self._kept: list[dict] = []  # the turns that the last one of them holds
         self._show_progress = chat.options.get("progress") or cli.prefill_progress(quiet)
@@ -52,6 +70,9 @@ class Repl:
         self.commands: dict[str, Callable[[str], None]] = {
             "/image": lambda path: self._attach(chat.attach_image, path),
             "/audio": lambda path: self._attach(chat.attach_audio, path),
+            "/result": self._result,
+            "/video": lambda path: self._attach(self._attach_video, path),
+            "/record": lambda seconds: record_turn(chat, seconds),
             "/attached": self._list_attached,
             "/undo": self._undo,
             "/clear": self._clear,
@@ -99,12 +120,13 @@ class Repl:
     def _take(self, message: str) -> None:
         name, _, rest = message.partition(" ")
         if not message:
-            if any(part["type"] == "audio" for part in self.chat.attached):  # a spoken question alone
-                self._answer("")
+            heard = [part["type"] == "audio" or part.get("with_sound", False) for part in self.chat.attached]
+            if any(heard):  # a spoken question alone
+                self._send("")
             elif self.chat.attached:
-                say("[a picture waits for a question]")
+                say("[what is attached waits for a question]")
         elif message.startswith("//") or not message.startswith("/"):
-            self._answer(message.removeprefix("/"))
+            self._send(message.removeprefix("/"))
         elif name not in self.commands:
             say_error(f"unknown command {name}; /help lists them, //... sends a text that begins with /")
         else:
@@ -112,18 +134,38 @@ class Repl:
                 self.commands[name](rest.strip())
             except Phi4Error as error:
                 say_error(error)
+                return
             except Exception as error:  # a library's surprise must not cost the conversation
                 say_error(f"{name}: {type(error).__name__}: {error}")
+                return
+            if name == "/record":
+                self._send("")
 
-    def _answer(self, text: str) -> None:
-        screen, before = Screen(self._hide), len(self.chat.turns)
+    def _send(self, text: str) -> None:
+        self._answer(self.chat.send(text))
+
+    def _result(self, text: str) -> None:
+        calls = self.chat.calls
+        if len(self._results) < len(calls):
+            self._results.append(text)
+        if not calls:
+            raise Phi4Error("no call waits for a result")
+        if len(self._results) < len(calls):
+            say(f"[{len(calls) - len(self._results)} more]")
+        else:
+            self._answer(self.chat.send_results(self._results))
+
+    def _answer(self, answer: Iterator[str]) -> None:
+        screen, before, self._results = Screen(self._hide), len(self.chat.turns), []
         self.chat.last = failed = None
         try:
-            with self._ctrl_c_noted(), closing(self.chat.send(text)) as pieces:
+            with self._ctrl_c_noted(), closing(answer) as pieces:
                 for piece in pieces:
                     screen.write(piece)
                     if self._pressed:
                         break
+            if self.chat.calls:
+                screen.write(("\n" if screen.shown else "") + spelled(self.chat.calls))
         except PromptError as error:
             say_error(error, "; /clear begins a new conversation" if before else "")
             return
@@ -149,6 +191,8 @@ class Repl:
             say("[stopped; kept as far as it came]")
         elif last.finish_reason == "length":
             say(f"[the answer was cut after {last.generation_tokens} tokens; --max-tokens allows more]")
+        if calls := self.chat.calls:
+            say(f"[/result TEXT gives what {', '.join(call.name for call in calls)} gave back]")
         if screen.hidden and not screen.shown:
             say("[nothing but thinking came; --hide-thinking hides it]")
         if self._stats:
@@ -190,9 +234,12 @@ class Repl:
         alone = "; an empty line sends it alone" if self.chat.attached[-1]["type"] == "audio" else ""
         say(f"[{path.name} goes with your next message{alone}]")
 
+    def _attach_video(self, path: Path) -> None:
+        say_seen(self.chat.attach_video(self._video(path)), False)
+
     def _list_attached(self, _: str) -> None:
         for part in self.chat.attached:
-            say(f"[{part['type']} {part['path']}]")
+            say(f"[{_named(part)}]")
         if not self.chat.attached:
             say("[nothing is attached]")
 
@@ -200,7 +247,7 @@ class Repl:
         content = self.chat.undo()["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         said = " ".join("".join(part.get("text", "") for part in parts).split())
-        media = [f"{part['type']} {part['path']}" for part in parts if part["type"] != "text"]
+        media = [_named(part) for part in parts if part["type"] != "text"]
         say(f"[taken back: {', '.join([*media, *([said[:60]] if said else [])])}]")
 
     def _clear(self, _: str) -> None:
@@ -222,6 +269,11 @@ class Repl:
         self._written.add(os.path.realpath(path))
         self._kept = list(self.chat.turns)
         say(f"[{path}: {len(self.chat.messages)} messages]")
+
+
+def _named(part: dict) -> str:
+    """An attachment in words."""
+    return f"{part['type']} {part.get('path', 'from the microphone')}"
 
 
 def _path(given: str) -> Path:

@@ -8,6 +8,8 @@ from .. import distributed
 from ..errors import Phi4Error
 from . import cli, ranks
 from .adapters import adapter_options, check_adapters
+from .speculation import check_speculation, open_speculation, speculation_options
+from .tools import results_option
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -19,6 +21,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any that is free.")
 @click.option("--api-key", envvar="MLX_PHI4_API_KEY", help="What clients must send.  [env: MLX_PHI4_API_KEY]")
 @click.option("--temperature", default=0.0, show_default=True, help="Of requests that name none.")
+@speculation_options
 @click.option("--max-rows", default=32, show_default=True, help="Answers that are computed at once.")
 @click.option("--max-queue", default=256, show_default=True, help="Requests that may wait; more are answered 429.")
 @click.option("--memory-limit", type=float, help="GB of all, weights included.  [default: what the machine recommends]")
@@ -30,7 +33,9 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 @click.option("--allowed-host", "hosts", multiple=True, help="A name behind a proxy; repeatable.")
 @click.option("--allow-media-host", "media_hosts", multiple=True, help="Fetch pictures from this host; repeatable.")
 @click.option("--root-path", default="", help="Path under which a proxy shows the server.")
+@results_option
 @click.option("--reasoning-in-content", is_flag=True, help="Leave <think> blocks in the answers' text.")
+@click.option("--think-first", is_flag=True, help="A <think> block may come before an answer in a given form.")
 @click.option("--log-json", is_flag=True, help="Log lines as JSON.")
 @ranks.parallel_option("tensor")
 def main(
@@ -48,13 +53,18 @@ def main(
     memory_limit,
     max_stall_ms,
     idle_unload,
+    speculation,
+    draft_model,
+    tool_results,
     **options,
 ):
-    """Serve a Phi-4 model to any client of OpenAI's protocol.
+    """Serve a Phi-4 model to any client of OpenAI's protocol, and to a person in a browser.
 
-    Standard output tells where, once the model is loaded; standard error gets a line for each request.
+    Standard output tells the address, once the model is loaded: a browser shows a page there. Standard error gets a
+    line for each request.
     """
     _check_positive(memory_limit=memory_limit, max_stall_ms=max_stall_ms, idle_unload=idle_unload)
+    check_speculation(speculation, draft_model)
     settings = _settings(host, max_rows, max_queue, **options)
     check_adapters(adapters, options["adapter"], quiet=True)  # requests use them
     here = distributed.join(parallel)
@@ -80,9 +90,11 @@ def main(
 
         memory = None if memory_limit is None else int(memory_limit * 1e9)
         limits = Limits(max_rows, memory, stall=None if max_stall_ms is None else max_stall_ms / 1000)
-        reload = partial(load, model, revision=revision, adapters=adapters, lazy=False, quiet=True)
-        loaded = ranks.loaded(model, parallel, revision=revision, adapters=adapters, lazy=False)
-        return Engine(*loaded, limits, max_queue=max_queue, reload=reload, idle_unload=idle_unload)
+        told = {"revision": revision, "adapters": adapters, "lazy": False, "tool_results": tool_results}
+        reload = partial(load, model, quiet=True, **told)
+        loaded = ranks.loaded(model, parallel, **told)
+        speculate = partial(open_speculation, speculation, draft_model)
+        return Engine(*loaded, limits, max_queue=max_queue, reload=reload, idle_unload=idle_unload, speculate=speculate)
 
     log_to_stderr(log_json)
     serve(model, Service(Settings(**settings)), listen(host, port), open_engine, grace=grace, root_path=root_path)

@@ -5,6 +5,7 @@ row, without padding; nothing is copied when a row joins or leaves a batch. ``fo
 the two writes.
 """
 
+import math
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ..errors import Phi4Error
 
 BLOCK = 256  # tokens by which a cache grows
 KEPT = 4  # first tokens that a window never forgets: attention leans on them (arXiv 2309.17453)
+MOST_TAKEN_BACK = 64  # tokens of a piece that may go through a full window and be taken back
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,11 @@ class KVCache:
             packed.update(self.parts[0][:, :, : self.offset])
         return packed
 
+    @property
+    def revocable(self) -> float:
+        """Tokens that may come at once now and all be taken back."""
+        return math.inf
+
     def trimmable(self, count: int) -> bool:
         """Whether the last ``count`` tokens can be taken back."""
         return count <= self.offset
@@ -134,16 +141,28 @@ class WindowKVCache(KVCache):
     A token sees what it would see if all came one by one, whatever pieces they come in: the first ``KEPT``, itself, and
     the ``size - KEPT - 1`` before it. Position p lies in slot ``KEPT + (p - KEPT) % (size - KEPT)``; keys are rotated
     already, so the order of slots does not matter.
+
+    Of a few tokens that came at once into a full window, the last ones can be taken back: what they displaced is kept
+    until the next ones come.
     """
 
     def __init__(self, size: int):
         super().__init__()
         self.size, self.recent, self.largest = size, size - KEPT, size
+        self._displaced: mx.array | None = None  # by the last tokens, in the order of these
 
     def update(self, new: mx.array) -> tuple[mx.array, mx.array]:
+        self._displaced = None
         if self.offset + new.shape[2] <= self.size:
             return super().update(new)
         half = new.shape[1] // 2
+        if self._few(new.shape[2]):
+            slots = mx.array(self._slots(self.offset, new.shape[2]))
+            self._displaced = self.parts[0][:, :, slots]
+            self.parts[0][:, :, slots] = new
+            self.offset += new.shape[2]
+            seen = mx.concatenate([self.parts[0], self._displaced], axis=2)
+            return seen[:, :half], seen[:, half:]
         if new.shape[2] == 1:
             slot = self._slot(self.offset)
             self.parts[0][:, :, slot : slot + 1] = new
@@ -160,6 +179,10 @@ class WindowKVCache(KVCache):
     def mask(self, count: int) -> mx.array | str | None:
         if count == 1 or self.offset + count <= self.size:
             return super().mask(count)
+        if self._few(count):  # a token sees those before it, and of what the later ones displace all
+            tokens, displacing = np.arange(count), np.full(self.size, -1)
+            displacing[self._slots(self.offset, count)] = tokens
+            return mx.array(np.concatenate([displacing <= tokens[:, None], tokens > tokens[:, None]], axis=1))
         first = 0 if self.offset <= self.size else self.offset - self.recent
         held = np.arange(first, self.offset)
         kept = np.arange(KEPT if first else 0)
@@ -179,8 +202,32 @@ class WindowKVCache(KVCache):
     def _slot(self, position: int) -> int:
         return KEPT + (position - KEPT) % self.recent
 
+    def _slots(self, start: int, count: int) -> np.ndarray:
+        return KEPT + (np.arange(start, start + count) - KEPT) % self.recent
+
+    def _few(self, count: int) -> bool:
+        """Whether so many tokens go into a full window so that they can be taken back."""
+        return 1 < count <= self.revocable and self.offset >= self.size
+
+    @property
+    def revocable(self) -> float:
+        return min(MOST_TAKEN_BACK, self.recent) if self.offset >= self.size else self.size - self.offset
+
     def trimmable(self, count: int) -> bool:
-        return count == 0 or count <= self.offset <= self.size
+        kept = 0 if self._displaced is None else self._displaced.shape[2]
+        return count == 0 or count <= self.offset <= self.size or count <= kept
+
+    def trim(self, count: int) -> None:
+        if self._displaced is not None and count:
+            left = self._displaced.shape[2] - count
+            slots = mx.array(self._slots(self.offset - count, count))
+            self.parts[0][:, :, slots] = self._displaced[:, :, left:]
+            self._displaced = self._displaced[:, :, :left] if left else None
+        super().trim(count)
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + (0 if self._displaced is None else self._displaced.nbytes)
 
 
 def _pairs(held: list[mx.array], new: list[mx.array]) -> Iterator[tuple[mx.array | None, mx.array]]:

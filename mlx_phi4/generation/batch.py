@@ -5,6 +5,7 @@ tokens, the next step is under way on the device.
 """
 
 import math
+from time import perf_counter
 
 import mlx.core as mx
 
@@ -12,8 +13,11 @@ from ..device import exclusive
 from ..errors import Phi4Error
 from ..model import Phi4
 from .choices import Choice, Flight, last_tokens
+from .drafting import waits
+from .reading import read_row
 from .scheduler import Part, Scheduler
-from .sequence import Sequence, SequenceToken, damaged
+from .sequence import Sequence, SequenceToken
+from .step_costs import StepCosts
 
 CLEARED = 256  # steps after which freed buffers, of shapes that will not come again, go back to the system
 
@@ -39,6 +43,7 @@ class Batch:
         self.prompt_tokens = 0  # that went through the decoder
         self._fixed_budget, self._media_slices = token_budget, media_slices
         self._scheduler = Scheduler(token_budget or 0)
+        self._costs = StepCosts.of(model)
         self._flight: Flight | None = None
         self._failed: list[SequenceToken] = []
         self._closed = False
@@ -122,25 +127,38 @@ class Batch:
             self._flight = None
 
     def _step(self) -> list[SequenceToken]:
+        began, ahead, self._costs.spent = perf_counter(), self._flight is not None, 0.0
         flight = self._flight or self._forward()
         if flight is not None and not flight.submitted:
             flight.choose()
         self._flight = None
-        if flight is not None and not any(sequence.draft for sequence in self._scheduler.decoding):
+        # what follows a draft is known once it was read, and so is a draft that follows this step's tokens
+        if flight is not None and not flight.drafted and not waits(self._scheduler.decoding, self._costs):
             self._flight = self._forward()
         following = self._flight
         constrained = following is not None and any(c.sequence.constraint for c in following.choices)
-        if following is not None and not constrained:
+        if constrained:  # the device computes while this thread finds out which tokens may come
+            mx.async_eval(following.logits)
+        elif following is not None:
             following.choose()
         tokens, self._failed = self._failed, []
         if flight is not None:
             tokens += self._collect(flight)
+            self._measure(flight, ahead, perf_counter() - began)
         if constrained:
             following.choose()
         if self.steps % CLEARED == 0:
             mx.clear_cache()
         self._rest()
         return tokens
+
+    def _measure(self, flight: Flight, ahead: bool, seconds: float) -> None:
+        """Note what a step took that was like others of its kind: one ahead of the next, or one with drafts."""
+        steps = [flight] if self._flight is None else [flight, self._flight]
+        if self._scheduler.waiting or any(part.prompt for step in steps for part in step.parts):
+            return
+        if (flight.drafted and not ahead) or (ahead and self._flight is not None):
+            self._costs.note(len(flight.parts), flight.drafted, seconds - self._costs.spent)
 
     def _forward(self) -> Flight | None:
         """Submit the next step as far as its logits."""
@@ -225,7 +243,11 @@ class Batch:
             if choice.wanted:
                 by_row.setdefault(choice.sequence, []).append(index)
         for sequence, indices in by_row.items():
-            found += self._read(sequence, indices, values, flight)
+            found += read_row(sequence, indices, values, flight)
+            if sequence.finish_reason == "error":
+                self._scheduler.drop(sequence)
+            elif sequence.finish_reason:
+                self.retire(sequence)
         return found
 
     def _taken_in(self, part: Part, read: bool) -> list[SequenceToken]:
@@ -243,41 +265,6 @@ class Batch:
             self._scheduler.drop(sequence)
             return [sequence.fail(error)]
         return []
-
-    def _read(self, sequence: Sequence, indices: list[int], values: list[int], flight: Flight) -> list[SequenceToken]:
-        """A row's tokens of a step: of a draft as many as were right, and the one after them."""
-        found = []
-        for index in indices:
-            error = flight.sampled.errors.get(index)
-            if error is None and index in flight.finite and not flight.finite[index].item():
-                error = damaged()
-            logprob, top = flight.sampled.logprobs.get(index), flight.sampled.top.get(index)
-            pairs = None if logprob is None else ()
-            if top is not None:
-                pairs = tuple(zip(top[0].tolist(), top[1].tolist(), strict=True))
-            try:
-                if error is not None:
-                    raise error
-                taken = sequence.take(values[index], None if logprob is None else logprob.item(), pairs)
-            except Exception as error:  # text or constraint of this row
-                self._scheduler.drop(sequence)
-                found.append(sequence.fail(error))
-                break
-            found.append(taken)
-            if taken.finish_reason or flight.choices[index].draft != values[index]:
-                break
-        if len(indices) > 1 and sequence.state is not None:
-            self._take_back(sequence, len(indices) - len(found), flight, indices[len(found) - 1])
-        if sequence.finish_reason:
-            self.retire(sequence)
-        return found
-
-    def _take_back(self, sequence: Sequence, wrong: int, flight: Flight, index: int) -> None:
-        """Drafted tokens that were wrong leave the caches."""
-        sequence.state.trim(wrong)
-        sequence.chosen = len(sequence.tokens)
-        sequence.pending = flight.sampled.tokens, index
-        sequence.sampler.rewind(sequence.known)
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         for each in (sequence, *sequence.siblings):

@@ -1,11 +1,14 @@
 """Generation for people: text as it comes, whole answers, batches, and prompts computed ahead."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from ..arguments import kinds
 from ..arguments.names import takes
 from ..inputs.processor import Processor, Request, as_requests
+from ..inputs.tools import spelled
 from ..model import Phi4
+from ..vision.preprocess import crops_kind
 from .batch import Batch
 from .options import answer_number, make_options, takes_options
 from .prompt_cache import PromptCache
@@ -19,6 +22,7 @@ _asked = takes(
     system=kinds.text | None,
     raw=kinds.flag,
     adapter=kinds.text | None,
+    max_crops=crops_kind | None,
 )  # what all that take one request are asked with
 
 
@@ -34,12 +38,19 @@ def generate(
     system: str | None = None,
     raw: bool = False,
     adapter: str | None = None,
+    videos: list | None = None,
+    max_crops: int | None = None,
+    tools: list[dict] | str | None = None,
     **options,
 ) -> str:
-    """The whole answer as a string. Arguments as in ``stream_generate``."""
-    request = {"system": system, "raw": raw, "adapter": adapter}
-    stream = stream_generate(model, processor, prompt, images, audios, **request, **options)
-    return "".join(response.text for response in stream)
+    """The whole answer as a string, calls of tools at its end as JSON. Arguments as in ``stream_generate``."""
+    request = {"system": system, "raw": raw, "adapter": adapter, "tools": tools}
+    request |= {"videos": videos, "max_crops": max_crops}
+    text, calls = "", []
+    for response in stream_generate(model, processor, prompt, images, audios, **request, **options):
+        text += response.text
+        calls += response.tool_calls
+    return text + (spelled(calls) if calls else "")
 
 
 @_asked
@@ -54,6 +65,9 @@ def stream_generate(
     system: str | None = None,
     raw: bool = False,
     adapter: str | None = None,
+    videos: list | None = None,
+    max_crops: int | None = None,
+    tools: list[dict] | str | None = None,
     **options,
 ) -> Iterator[GenerationResponse]:
     """Yield one response per generated token, the end token included.
@@ -61,7 +75,7 @@ def stream_generate(
     A prompt cache gets the sequence back at the end or when the caller closes the generator, never after an exception.
 
     Args:
-        prompt, images, audios, system, raw, adapter: see ``Processor.__call__``.
+        prompt, images, audios, system, raw, adapter, videos, max_crops, tools: see ``Processor.__call__``.
         options: the fields of ``options.GenerationOptions``: how tokens are chosen, ``max_tokens`` and ``stop``, and
             how the prompt is computed and kept.
 
@@ -69,7 +83,8 @@ def stream_generate(
         Phi4Error: a bad argument, prompt or medium, before the first token.
     """
     chosen = make_options(options)
-    row = processor.row(Request(prompt, images, audios, system, raw, adapter=adapter))
+    more = {"adapter": adapter, "videos": videos, "max_crops": max_crops, "tools": tools}
+    row = processor.row(Request(prompt, images, audios, system, raw, **more))
     batch = Batch(model)
     batch.admit(Sequence(row, chosen, processor.tokenizer))
     try:
@@ -90,6 +105,7 @@ def batch_generate(
     requests: Iterable[Request | str],
     *,
     n: int = 1,
+    tools: list[dict] | str | None = None,
     **options,
 ) -> list[GenerationResponse]:
     """Whole answers to several requests of any modes and lengths, in one batch.
@@ -100,6 +116,7 @@ def batch_generate(
     Args:
         requests: a list, or anything else that gives them one by one; a string is a request of that prompt.
         n: answers to each request, with one prefill; with a ``seed`` answer i of a request has seed + i.
+        tools: what all answers may call whose requests bring no tools of their own.
         options: as in ``stream_generate``; a request's own ``options`` go before these. A prompt cache serves all rows
             and then keeps the first.
 
@@ -110,6 +127,8 @@ def batch_generate(
         Phi4Error: a bad request, before anything is computed.
     """
     requests = as_requests(requests)
+    if tools is not None:
+        requests = [replace(request, tools=request.tools or tools) for request in requests]
     chosen = [make_options(options, request.options) for request in requests]
     rows = [processor.row(request) for request in requests]
     caches = [id(own.prompt_cache) for own in chosen]
@@ -150,6 +169,9 @@ def cache_prompt(
     system: str | None = None,
     raw: bool = False,
     adapter: str | None = None,
+    videos: list | None = None,
+    max_crops: int | None = None,
+    tools: list[dict] | str | None = None,
     **options,
 ) -> PromptCache:
     """The cache of a prompt, to be saved with ``PromptCache.save`` or given to ``stream_generate``.
@@ -159,7 +181,8 @@ def cache_prompt(
     """
     cache = PromptCache()
     options |= {"prompt_cache": cache, "max_tokens": 1}
-    request = {"system": system, "raw": raw, "adapter": adapter}
+    request = {"system": system, "raw": raw, "adapter": adapter, "tools": tools}
+    request |= {"videos": videos, "max_crops": max_crops}
     for _ in stream_generate(model, processor, prompt, images, audios, **request, **options):
         pass
     return cache

@@ -20,6 +20,7 @@ from ..files import write_whole
 from ..inputs.processor import Row
 from ..modalities import projector_of
 from ..model import Phi4
+from .draft_model import DraftRow
 from .media_cache import MediaCache
 
 FILE_FORMAT = "mlx_phi4 prompt cache 2"
@@ -32,6 +33,7 @@ MediaSpan = tuple[int, str, str]  # where a medium starts, its content's digest,
     media=kinds.of_class("MediaCache", "a MediaCache"),
     state=kinds.of_class("RowState", "a RowState") | None,
     options=kinds.of_class("CacheOptions", "CacheOptions"),
+    draft=kinds.of_class("DraftRow", "a draft model's part of a sequence") | None,
     source=kinds.path | None,
 )
 @dataclass
@@ -49,6 +51,7 @@ class PromptCache:
     options: CacheOptions = field(default_factory=CacheOptions)
     source: Path | None = None  # the file that it was loaded from, until it is used
     model: Callable[[], Phi4 | None] = field(default=lambda: None, repr=False)  # whose keys and values these are
+    draft: DraftRow | None = field(default=None, repr=False)  # the same text as a draft model saw it
 
     def __post_init__(self):
         span = kinds.of_class("tuple", "a triple (start, digest, projector)")
@@ -61,7 +64,7 @@ class PromptCache:
 
     def clear(self) -> None:
         """Forget the sequence; embeddings of media stay."""
-        self.state, self.tokens, self.spans, self.source = None, [], frozenset(), None
+        self.state, self.tokens, self.spans, self.source, self.draft = None, [], frozenset(), None, None
 
     def common(self, row: Row, long: bool) -> int:
         """How many tokens of a row are in the cache already; at least one is left to compute."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
+import numpy as np
 
 from ..arguments.kinds import Kind, Unfit, integer, real, settle
 from ..errors import Phi4Error
@@ -119,16 +120,17 @@ class Sampler:
             raise Phi4Error(f"logit_bias names token {unknown[0]}, expected ids from 0 to {vocabulary - 1}")
         self.sampling = sampling
         self._vocabulary = vocabulary
-        self._stops = mx.array(sorted(stop for stop in stop_ids if stop < vocabulary), dtype=mx.int32)
+        self._stop_ids = sorted(stop for stop in stop_ids if stop < vocabulary)
+        self._stops = mx.array(self._stop_ids, dtype=mx.int32)
         self._seed = secrets.randbits(62) if sampling.seed is None else sampling.seed
         self._processors = _processors(sampling)
         self._longest = max(getattr(sampling, f"{name}_context_size") for name in PENALTIES)
         self.rewind(prompt)
 
     def __call__(self, logits: mx.array, step: int, allowed: mx.array | None = None) -> mx.array:
-        """logits (1, V) of the step with this number -> token (1,); ``allowed`` (V,) booleans, None for all."""
+        """logits (1, V) of the step with this number -> token (1,); ``allowed`` (V,) as of ``narrowed``, None: all."""
         sampling = self.sampling
-        if step < sampling.min_tokens and self._stops.size:
+        if step < sampling.min_tokens and self._stops.size and allowed is None:
             logits = mx.put_along_axis(logits, self._stops[None], mx.array(-math.inf, logits.dtype), axis=-1)
         for process in self._processors:
             logits = process(self._history, logits)
@@ -138,6 +140,21 @@ class Sampler:
         if self._processors:
             self._history = mx.concatenate([self._history, token.astype(mx.int32)])[-self._longest :]
         return token
+
+    def narrowed(self, allowed: np.ndarray, step: int) -> np.ndarray:
+        """The tokens (V,) of those that a constraint allows that these settings leave; end tokens if there is no other.
+
+        Raises Phi4Error: there is none.
+        """
+        left = allowed.copy()
+        left[[token for token, bias in self.sampling.logit_bias.items() if bias == -math.inf]] = False
+        if not left.any():
+            raise Phi4Error("logit_bias forbids every token that could come next")
+        if step < self.sampling.min_tokens and self._stop_ids:
+            longer = left.copy()
+            longer[self._stop_ids] = False
+            return longer if longer.any() else left
+        return left
 
     def rewind(self, history: Sequence[int]) -> None:
         """Look back at these tokens from now on."""

@@ -4,9 +4,10 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from ..decoder.state import Run
-from ..errors import Phi4Error
 from ..model import Phi4
+from .drafting import drafts
 from .sequence import Sequence
+from .step_costs import StepCosts
 
 
 @dataclass
@@ -57,28 +58,28 @@ class Scheduler:
 
     def plan(self, model: Phi4) -> list[Part]:
         """The parts of the next step, rows of one adapter adjacent."""
-        parts = [part for sequence in list(self.decoding) if (part := self._decoding_part(sequence, model))]
+        drafted = drafts(self.decoding, StepCosts.of(model), model.config.decoder.vocab_size)
+        parts = [
+            part
+            for sequence in list(self.decoding)
+            if (part := self._decoding_part(sequence, model, drafted.get(sequence, [])))
+        ]
         parts += self._pieces()
         return sorted(parts, key=lambda part: part.sequence.row.adapter or "")
 
-    def _decoding_part(self, sequence: Sequence, model: Phi4) -> Part | None:
+    def _decoding_part(self, sequence: Sequence, model: Phi4, draft: list[int] | Exception) -> Part | None:
         if sequence.full:
             return None
-        read = len(sequence.tokens) == sequence.chosen
         if sequence.crosses:
-            if read:  # else in the next step: the tokens to prefill are not all known yet
+            if not sequence.unread:  # else in the next step: the tokens to prefill are not all known yet
                 self.decoding.remove(sequence)
                 sequence.change_regime(model)
                 self.waiting.append(sequence)
             return None
-        draft, error = [], None
-        if sequence.draft is not None and read:
-            try:
-                draft = _drafted(sequence, model.config.decoder.vocab_size)
-            except Exception as raised:
-                error = raised
+        if isinstance(draft, Exception):
+            return Part(sequence, Run(sequence.state, 1, 1), error=draft)
         count = 1 + len(draft)
-        return Part(sequence, Run(sequence.state, count, count), draft=draft, error=error)
+        return Part(sequence, Run(sequence.state, count, count), draft=draft)
 
     def _pieces(self) -> list[Part]:
         parts, left = [], self.token_budget
@@ -96,12 +97,3 @@ class Scheduler:
             if left <= 0:
                 break
         return parts
-
-
-def _drafted(sequence: Sequence, vocabulary: int) -> list[int]:
-    """What a row's draft proposes, as far as there is room. Raises Phi4Error for what is no token."""
-    room = min(sequence.options.max_tokens - sequence.chosen - 1, sequence.room)
-    draft = [int(token) for token in sequence.draft(sequence.known)][: max(room, 0)]
-    if wrong := [token for token in draft if not 0 <= token < vocabulary]:
-        raise Phi4Error(f"a draft proposes token {wrong[0]}, expected ids from 0 to {vocabulary - 1}")
-    return draft

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -11,15 +10,18 @@ from ..decoder.state import RowState, Run
 from ..errors import Phi4Error, PromptError
 from ..inputs.processor import Row
 from ..inputs.tokenizer import Tokenizer
-from ..modalities import Medium, Slices, projector_of
+from ..inputs.tools import ToolCall
+from ..modalities import Medium
 from ..model import Phi4
 from .constraints import Constraint
-from .media_cache import MediaCache
+from .draft_model import DraftModel
 from .options import GenerationOptions
+from .row_media import RowMedia
 from .sampling import Sampler
+from .speculation import Draft, GivenDrafts, drafts_of
 from .text import AnswerText
-
-Draft = Callable[[list[int]], list[int]]  # tokens of prompt and answer so far -> tokens that may follow
+from .tool_calls import answer_text
+from .tool_choice import answer_form, without_calls
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class SequenceToken:
     """One more token of a sequence, or what ended it.
 
     ``text`` is the new piece that is certain, possibly empty; ``logprob`` and ``top_logprobs`` (best first) where they
-    were asked for; ``finish_reason`` is None, "stop" (an end token or a stop string), "length" or "error", and then
-    ``error`` says why and ``token`` is None. A row that was retired has "cancelled", and no token says so.
+    were asked for; ``finish_reason`` is None, "stop" (an end token or a stop string), "tool_calls", "length" or
+    "error", and then ``error`` says why and ``token`` is None. A row that was retired has "cancelled", and no token
+    says so. ``number`` counts the answer's tokens up to this one; ``tool_calls`` are those that are whole with it.
     """
 
     sequence: "Sequence"
@@ -38,6 +41,8 @@ class SequenceToken:
     top_logprobs: tuple[tuple[int, float], ...] | None = None
     finish_reason: str | None = None
     error: Exception | None = None
+    number: int = 0
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class Sequence:
@@ -48,8 +53,8 @@ class Sequence:
         options: see ``GenerationOptions``.
         tokenizer: gives the end tokens and makes text; without it only ``max_tokens`` ends the answer.
         stop_ids: end tokens instead of the tokenizer's.
-        constraint: which tokens may come.
-        draft: proposes tokens that the next step verifies; greedy and seeded answers are the same with and without it.
+        constraint: which tokens may come, instead of what the options say.
+        draft: proposes tokens that the next step verifies, instead of what the options say; answers are the same.
         shares_cache: the prompt cache serves other rows, too: this one leaves nothing in it.
     """
 
@@ -66,10 +71,20 @@ class Sequence:
     ):
         self.row, self.options = row, options or GenerationOptions()
         self.stop_ids = stop_ids if stop_ids is not None else tokenizer.stop_ids if tokenizer else frozenset()
-        self.text = AnswerText(tokenizer, self.options.stop) if tokenizer else None
-        self.constraint, self.draft, self.shares_cache = constraint, draft, shares_cache
-        if constraint is not None and draft is not None:
-            raise Phi4Error("a constraint and a draft cannot be combined")
+        self.text: AnswerText | None = None
+        if tokenizer is not None:
+            self.options = without_calls(self.options, tokenizer)
+            self.text = answer_text(row.tools, self.options, tokenizer)
+        elif constraint is None and self.options.grammar is not None:
+            raise Phi4Error(f"{self.options.grammar.name} needs a tokenizer")
+        if constraint is None and tokenizer is not None:
+            form = answer_form(row.tools, self.options, tokenizer)
+            constraint = None if form is None else form.constraint()
+        self._tokenizer, self.constraint, self.shares_cache = tokenizer, constraint, shares_cache
+        self.speculation = drafts_of(self.options, row, tokenizer)
+        self.accepted = self.rejected = 0  # drafted tokens that were right, and that were verified in vain
+        if draft is not None:
+            self.draft = draft
         self.model: Phi4 | None = None  # that it was admitted to
         self.state: RowState | None = None
         self.tokens: list[int] = []  # of the answer, as far as they were read
@@ -78,17 +93,21 @@ class Sequence:
         self.reused = 0  # prompt tokens whose keys were there already
         self.finish_reason: str | None = None
         self.siblings: list[Sequence] = []  # other answers to the same prompt, which wait for its prefill
-        self._features: dict[int, mx.array] = {}
-        self._encoding: tuple[int, Medium, Slices] | None = None
+        prompt_cache, media_cache = self.options.prompt_cache, self.options.media_cache
+        if media_cache is None and prompt_cache is not None:
+            media_cache = prompt_cache.media
+        self._media = RowMedia(row, media_cache)
         self._put_off = False  # it was taken out of a batch and may come back
         self.admitted_at = self.first_token_at = self.last_token_at = 0.0
 
     @property
-    def _media_cache(self) -> MediaCache | None:
-        options = self.options
-        if options.media_cache is None and options.prompt_cache is not None:
-            return options.prompt_cache.media
-        return options.media_cache
+    def draft(self) -> Draft | None:
+        """The function that drafts, if there is one."""
+        return getattr(self.speculation, "function", None)
+
+    @draft.setter
+    def draft(self, function: Draft | None) -> None:
+        self.speculation = None if function is None else GivenDrafts(function, lambda: self.known)
 
     def check(self, model: Phi4) -> None:
         """Refuse what this model cannot compute. Raises Phi4Error."""
@@ -104,6 +123,8 @@ class Sequence:
                 f"a prompt of {length} tokens and max_tokens {asked} exceed the context of {context}; "
                 f"at most {max(context - length, 0)} tokens can follow"
             )
+        if isinstance(self.options.speculation, DraftModel):
+            self.options.speculation.check(model, self._tokenizer)
 
     def begin(self, model: Phi4, prefill: bool = True) -> None:
         """Make what belongs to a model: the sampler and, to ``prefill``, the state, begun by the prompt cache.
@@ -128,10 +149,13 @@ class Sequence:
             return
         state = model.new_state(self.row, long=options.rope == "long" or len(self.known) > self._original)
         cache, kv = options.prompt_cache, options.kv
+        before = None if cache is None else cache.draft
         found = cache.take(model, self.row, state.long, kv, share=self.shares_cache) if cache is not None else None
         if found is None:
             state.caches = kv.make(len(model.model.layers))
         self.state = found or state
+        if self.speculation is not None and self.speculation.model is not None and before is not None:
+            self.speculation.model.adopt(before)
         if not self._put_off:
             self.reused, self.admitted_at = self.state.offset, time.perf_counter()
         self._put_off = False
@@ -152,18 +176,21 @@ class Sequence:
         return self.chosen >= self.options.max_tokens
 
     @property
+    def unread(self) -> int:
+        """Tokens of the answer that were chosen and are still on the device."""
+        return self.chosen - len(self.tokens)
+
+    @property
     def crosses(self) -> bool:
         """Whether its next token no longer fits the short table, by which all its keys are rotated."""
         return not self.state.long and self.length > self._original
 
     @property
     def room(self) -> int:
-        """Tokens that a draft may have: none beyond the table, the window or the precision of the caches."""
-        if self.options.max_kv_size is not None:
-            borders = [self.options.max_kv_size]
-        else:
-            # one short of it: a wrong token must not be among those that are packed
-            borders = [(self.options.kv.boundary(self.state.offset) or math.inf) - 1]
+        """Tokens that a draft may have: none beyond the table, the precision of the caches, or what they take back."""
+        # one short of it: a wrong token must not be among those that are packed
+        borders = [(self.options.kv.boundary(self.state.offset) or math.inf) - 1]
+        borders.append(self.length - 1 + self.state.caches[0].revocable)
         if not self.state.long:
             borders.append(self._original)
         return max(min(*borders, self.length + self.options.max_tokens) - self.length, 0)
@@ -186,42 +213,23 @@ class Sequence:
         """Embeddings (1, count, D) of the next tokens to prefill, whose media are encoded."""
         start = self.state.offset
         row = Row((*self.row.ids, *self.tokens), self.row.media, self.row.mode, self.row.adapter)
-        return model.embed(row, start, start + count, self._features)
+        return model.embed(row, start, start + count, self._media.features)
 
     @property
     def unencoded(self) -> tuple[int, Medium] | None:
         """The first medium that the next piece needs and whose embeddings are not here yet."""
         start = self.state.offset
-        stop = start + self.piece().count
-        media = ((first, item) for first, item in self.row.media if first < stop and first + item.tokens > start)
-        return next((each for each in media if each[0] not in self._features), None)
+        return self._media.unencoded(start, start + self.piece().count)
 
     def encode_slice(self, model: Phi4) -> None:
-        """A slice of the work on the next medium; done here, so that a medium that fails is this row's own affair."""
-        if self._encoding is None:
-            first, item = self.unencoded
-            cache = self._media_cache
-            seen = None if cache is None else cache.get(model, (item.key, projector_of(item, self.row.mode)))
-            if seen is not None:
-                self._features[first] = seen
-                return
-            self._encoding = first, item, model.embed_slices(item, self.row.mode)
-        first, item, slices = self._encoding
-        try:
-            mx.eval(next(slices))
-        except StopIteration as end:
-            mx.eval(end.value)
-            if len(end.value) != item.tokens:
-                raise Phi4Error(f"a medium of {item.tokens} tokens has {len(end.value)} embeddings") from None
-            self._features[first], self._encoding = end.value, None
-            if self._media_cache is not None:
-                self._media_cache.put((item.key, projector_of(item, self.row.mode)), end.value)
+        """A slice of the work on the next medium."""
+        self._media.encode_slice(model, self.unencoded)
 
     def prefilled(self) -> None:
         """The prompt is in the caches: let go of what only served to get there."""
         may_cross = not self.state.long and len(self.row.ids) + self.options.max_tokens > self._original
         if not may_cross:
-            self._features = {}
+            self._media.clear()
 
     def quantize_if_due(self) -> bool:
         """Change plain caches to quantized ones once they are long enough."""
@@ -234,18 +242,21 @@ class Sequence:
 
     def fork_into(self, sibling: "Sequence") -> None:
         """Hand the prompt's state on to another answer to it."""
-        sibling.state, sibling._features, sibling.reused = self.state.fork(), dict(self._features), self.reused
+        sibling.state, sibling.reused = self.state.fork(), self.reused
+        self._media.share(sibling._media)
 
     def put_off(self) -> None:
         """Let go of all that can be computed again; tokens, counts, text and constraint stay."""
-        self.state, self.pending, self._features, self._encoding = None, None, {}, None
+        self.state, self.pending = None, None
+        self._media.clear()
         self.chosen, self._put_off = len(self.tokens), True
+        if self.speculation is not None:
+            self.speculation.forget()
 
     @property
     def nbytes(self) -> int:
         """Bytes of keys, values and embeddings of media."""
-        features = sum(part.nbytes for part in self._features.values())
-        return features + (self.state.nbytes if self.state is not None else 0)
+        return sum(each.nbytes for each in (self._media, self.state, self.speculation) if each is not None)
 
     def take(self, token: int, logprob: float | None, top: tuple | None) -> SequenceToken:
         """Read a token: its text, and whether it ends the answer."""
@@ -255,17 +266,28 @@ class Sequence:
         text = self.text.add(token) if self.text else ""
         if self.constraint is not None:
             self.constraint.advance(token)
+        if self.speculation is not None:
+            self.speculation.read(token)
         if token in self.stop_ids or (self.text and self.text.stopped):
             self.finish_reason = "stop"
         elif len(self.tokens) >= self.options.max_tokens:
             self.finish_reason = "length"
         if self.finish_reason and self.text:
             text += self.text.finish()
-        return SequenceToken(self, token, text, logprob, top, self.finish_reason)
+            self.finish_reason = self.text.reason(self.finish_reason)
+        calls = self.text.calls() if self.text else ()
+        reason = self.finish_reason
+        return SequenceToken(self, token, text, logprob, top, reason, number=len(self.tokens), tool_calls=calls)
+
+    def drafted(self, count: int, accepted: int) -> None:
+        """A draft of so many tokens was verified, of which the first so many were right."""
+        self.accepted, self.rejected = self.accepted + accepted, self.rejected + count - accepted
+        self.speculation.judged(count, accepted)
 
     def fail(self, error: Exception) -> SequenceToken:
         """End with an error."""
-        self.finish_reason, self.state, self._features = "error", None, {}
+        self.finish_reason, self.state, self.speculation = "error", None, None
+        self._media.clear()
         return SequenceToken(self, None, finish_reason="error", error=error)
 
     def leave(self) -> None:
@@ -273,9 +295,6 @@ class Sequence:
         cache, state = self.options.prompt_cache, self.state
         if cache is not None and not self.shares_cache and state is not None and state.offset:
             cache.put(self.model, state, self.row, self.tokens, self.options.kv)
-        self.state, self.pending, self.model, self._features = None, None, None, {}
-
-
-def damaged() -> Phi4Error:
-    """What a row of NaN means."""
-    return Phi4Error("the model gives NaN or infinite numbers: its weights are damaged")
+            cache.draft = None if self.speculation is None else self.speculation.model
+        self.state, self.pending, self.model, self.speculation = None, None, None, None
+        self._media.clear()

@@ -2,6 +2,7 @@
 
 from ..errors import Phi4Error
 from ..inputs.tokenizer import Tokenizer
+from ..inputs.tools import ToolCall
 
 
 class AnswerText:
@@ -24,6 +25,14 @@ class AnswerText:
         piece = self._certain(self._detokenizer.finish())
         held, self._held = self._held, ""
         return piece + held
+
+    def calls(self) -> tuple[ToolCall, ...]:
+        """Calls of tools that are whole and were not given before."""
+        return ()
+
+    def reason(self, reason: str) -> str:
+        """Why the answer ended, where "stop" or "length" is not all of it."""
+        return reason
 
     def _certain(self, piece: str) -> str:
         if self.stopped:

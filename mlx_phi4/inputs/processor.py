@@ -1,10 +1,8 @@
 """From requests to rows of ids and media, and to ``Inputs``, a batch of them."""
 
-import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from numbers import Real
 
 import mlx.core as mx
 import numpy as np
@@ -12,20 +10,30 @@ import numpy as np
 from ..arguments import kinds
 from ..arguments.names import checked_fields, takes
 from ..config import Config
-from ..errors import MediaError, Phi4Error, PromptError
+from ..errors import Phi4Error, PromptError
 from ..modalities import MODALITIES, Medium, adapter_of, chosen_adapter, mode_of
+from ..vision.preprocess import crops_kind
+from .media import brief, listed, prepared, see_all, with_frames
 from .prompt import Slot, build_prompt
 from .tokenizer import Tokenizer
+from .tools import RESULT_ROLES, Tool
 
 
-@checked_fields(prompt=kinds.prompt, system=kinds.text | None, raw=kinds.flag, adapter=kinds.text | None)
+@checked_fields(
+    prompt=kinds.prompt,
+    system=kinds.text | None,
+    raw=kinds.flag,
+    adapter=kinds.text | None,
+    max_crops=crops_kind | None,
+)
 @dataclass(frozen=True)
 class Request:
     """One prompt with its media, as ``Processor.__call__`` takes them.
 
     ``media`` brings kinds that have no keyword of their own, {kind: list}. ``adapter`` names the one to use instead of
     the mode's; "base" is none. ``options`` are the row's own in ``batch_generate``: sampling, ``stop`` and
-    ``max_tokens``.
+    ``max_tokens``. Frames of ``videos`` are pictures behind ``images``, their sounds recordings behind ``audios``.
+    ``tools`` are those that the model may call, see ``inputs.tools.read_tools``.
     """
 
     prompt: str | list[dict]
@@ -36,6 +44,9 @@ class Request:
     options: dict | None = None
     adapter: str | None = None
     media: dict[str, list] = field(default_factory=dict)
+    videos: list | None = None
+    max_crops: int | None = None
+    tools: list[dict] | str | None = None
 
     def __post_init__(self):
         for name, value in (("options", {} if self.options is None else self.options), ("media", self.media)):
@@ -44,7 +55,7 @@ class Request:
 
     def __repr__(self):
         given = {each.name: getattr(self, each.name) for each in fields(self)}
-        told = (f"{name}={_brief(value)}" for name, value in given.items() if value is not None)
+        told = (f"{name}={brief(value)}" for name, value in given.items() if value is not None)
         return f"Request({', '.join(told)})"
 
 
@@ -53,13 +64,15 @@ class Row:
     """One request, ready for the model.
 
     ``ids`` are its L token ids with placeholders expanded to runs, ``media`` pairs (first token, prepared medium),
-    ``mode`` the label of what it holds, ``adapter`` the LoRA that it passes, None for the base alone.
+    ``mode`` the label of what it holds, ``adapter`` the LoRA that it passes, None for the base alone, ``tools`` what
+    its answer may call.
     """
 
     ids: tuple[int, ...]
     media: tuple[tuple[int, Medium], ...] = ()
     mode: str = "text"
     adapter: str | None = None
+    tools: tuple[Tool, ...] = ()
 
     def __repr__(self):
         return f"Row({len(self.ids)} tokens, media={self.media}, mode={self.mode!r}, adapter={self.adapter!r})"
@@ -135,11 +148,20 @@ class Processor:
     @takes(
         config=kinds.of_class("Config", "a Config, which load reads"),
         tokenizer=kinds.of_class("Tokenizer", "a Tokenizer, which load reads"),
+        tool_results=kinds.choice(*RESULT_ROLES),
     )
-    def __init__(self, config: Config, tokenizer: Tokenizer, adapters: Collection[str] | None = None):
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        adapters: Collection[str] | None = None,
+        *,
+        tool_results: str = RESULT_ROLES[0],
+    ):
         self.config = config
         self.tokenizer = tokenizer
         self.adapters = config.adapters if adapters is None else adapters  # of the model, also those added later
+        self.tool_results = tool_results
 
     def __repr__(self):
         kinds_held = [kind for kind, each in MODALITIES.items() if each.held(self.config)]
@@ -155,6 +177,9 @@ class Processor:
         system: str | None = None,
         raw: bool = False,
         adapter: str | None = None,
+        videos: list | None = None,
+        max_crops: int | None = None,
+        tools: list[dict] | str | None = None,
     ) -> Inputs:
         """One request as a batch of one, without padding.
 
@@ -166,11 +191,15 @@ class Processor:
             system: a system message in front.
             raw: take the string as it stands, special tokens included.
             adapter: instead of the mode's own; "base" is none.
+            videos: paths, bytes, open files or ``vision.video.Video``, which says how many frames; likewise.
+            max_crops: of each picture and frame, see ``vision.preprocess.prepare_picture``; None is 36.
+            tools: functions that the model may call, in OpenAI's form or flat as Phi has them.
 
         Raises:
             PromptError, MediaError: what does not fit, in one line.
         """
-        return self.batch([Request(prompt, images, audios, system, raw, adapter=adapter)])
+        more = {"adapter": adapter, "videos": videos, "max_crops": max_crops, "tools": tools}
+        return self.batch([Request(prompt, images, audios, system, raw, **more)])
 
     def batch(self, requests: Iterable[Request | str]) -> Inputs:
         """Several requests, of any modes and lengths, padded on the left; a string is a request of that prompt."""
@@ -201,13 +230,18 @@ class Processor:
         return self._row(request, answered=True)
 
     def _row(self, request: Request, answered: bool) -> tuple[Row, tuple[tuple[int, int], ...]]:
-        given = {"image": _listed(request.images), "audio": _listed(request.audios)}
+        seen = see_all(listed(request.videos), request.max_crops)
+        given = {
+            "image": [*listed(request.images), *(each for video in seen for each in video.pictures)],
+            "audio": [*listed(request.audios), *(video.sound for video in seen if video.sound)],
+        }
         for kind, media in request.media.items():
             if kind not in MODALITIES:
                 raise PromptError(f"media are of kind {kind!r}, expected {', '.join(MODALITIES)}")
-            given[kind] = [*given.get(kind, []), *_listed(media)]
-        how = {"system": request.system, "raw": request.raw, "answered": answered}
-        prompt = build_prompt(self.tokenizer, request.prompt, given, **how)
+            given[kind] = [*given.get(kind, []), *listed(media)]
+        asked = with_frames(request.prompt, request.max_crops)
+        said = {"system": request.system, "raw": request.raw, "tools": request.tools, "answered": answered}
+        prompt = build_prompt(self.tokenizer, asked, given, **said, result_role=self.tool_results)
         held = [kind for kind, media in prompt.media.items() if media]
         if lacking := [MODALITIES[kind] for kind in held if not MODALITIES[kind].held(self.config)]:
             self.config.check_multimodal()
@@ -216,8 +250,8 @@ class Processor:
             raise PromptError(f"this model's tokenizer has no placeholder token for {absent[0]}")
         mode = mode_of(held)
         adapter = chosen_adapter(request.adapter, mode, self.adapters)
-        prepared = {
-            kind: iter([_prepared(kind, index, source) for index, source in enumerate(media)])
+        ready = {
+            kind: iter([prepared(kind, index, source, request.max_crops) for index, source in enumerate(media)])
             for kind, media in prompt.media.items()
         }
         ids: list[int] = []
@@ -228,7 +262,7 @@ class Processor:
             if not isinstance(part, Slot):
                 ids.append(part)
                 continue
-            item = next(prepared[part.kind])
+            item = next(ready[part.kind])
             media.append((len(ids), item))
             ids += [self.tokenizer.placeholders[part.kind].id] * item.tokens
         context = self.config.decoder.max_position_embeddings
@@ -236,7 +270,7 @@ class Processor:
             raise PromptError(f"the prompt has {len(ids)} tokens; the context holds {context}")
         starts.append(len(ids))
         answers = tuple((starts[first], starts[last]) for first, last in prompt.answers)
-        return Row(tuple(ids), tuple(media), mode, adapter), answers
+        return Row(tuple(ids), tuple(media), mode, adapter, prompt.tools), answers
 
 
 def as_requests(requests: Iterable[Request | str]) -> list[Request]:
@@ -260,40 +294,3 @@ def as_requests(requests: Iterable[Request | str]) -> list[Request]:
     if not found:
         raise PromptError("requests is empty, a batch needs at least one request")
     return found
-
-
-def _listed(media) -> list:
-    """A list of media; one alone may stand without its list."""
-    if media is None:
-        return []
-    if isinstance(media, list):
-        return media
-    if isinstance(media, tuple):
-        pair = len(media) == 2 and isinstance(media[1], Real) and not isinstance(media[0], Real)
-        return [media] if pair else list(media)
-    return list(media) if isinstance(media, Iterator) and not hasattr(media, "read") else [media]
-
-
-def _prepared(kind: str, index: int, source) -> Medium:
-    """A prepared medium. What is wrong with one that is no path is told with its place."""
-    modality = MODALITIES[kind]
-    try:
-        return modality.prepare(source)
-    except MediaError as error:
-        if isinstance(source, (str, os.PathLike)) and os.fspath(source):
-            raise
-        place = f"{modality.argument}[{index}]" if modality.argument else f"{kind} {index}"
-        raise type(error)(f"{place}: {error}") from None
-
-
-def _brief(value) -> str:
-    """A value for a repr: what is long is told by its type and size."""
-    if isinstance(value, (bytes, bytearray)):
-        return f"<{len(value)} bytes>"
-    if isinstance(value, list) and len(value) <= 8:
-        return f"[{', '.join(map(_brief, value))}]"
-    if isinstance(value, tuple) and len(value) <= 8:
-        return f"({', '.join(map(_brief, value))})"
-    if hasattr(value, "shape"):
-        return f"<{kinds.shown(value).removeprefix('an ')}>"
-    return repr(value) if any(isinstance(value, each.item) for each in MODALITIES.values()) else kinds.shown(value)

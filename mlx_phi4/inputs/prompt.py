@@ -1,8 +1,8 @@
 """From strings and chat messages to token ids with slots where pictures and sound belong.
 
 The published chat template is ``<|role|>content<|end|>`` per message, then ``<|assistant|>``; a
-system message with tools puts ``<|tool|>JSON<|/tool|>`` before its ``<|end|>``. A model whose own template opens with
-a system text gets that, too (``chat_template.py``).
+system message with tools puts ``<|tool|>JSON<|/tool|>`` before its ``<|end|>``. Calls and results of earlier turns are
+written as in ``tools.py``. A model whose own template opens with a system text gets that, too (``chat_template.py``).
 """
 
 import json
@@ -18,6 +18,17 @@ from ..modalities import MODALITIES
 from ..sources import from_address, from_base64
 from .chat_template import DefaultSystemText
 from .tokenizer import END, WHITE_SPACE, SpecialToken, Tokenizer
+from .tools import (
+    RESULT_ROLES,
+    TOOL,
+    TOOL_CALL,
+    TOOL_CALL_END,
+    TOOL_END,
+    Tool,
+    answered,
+    declared,
+    with_tools,
+)
 
 ROLES = ("system", "user", "assistant", "tool", "tool_response")
 
@@ -32,7 +43,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids with slots between them, and the media of each kind in order of their slots.
+    """Token ids with slots between them, the media of each kind in order of their slots, and the tools declared.
 
     ``answers`` are the spans [start, stop) of parts that the assistant says, its end tokens included, where the
     conversation was asked for as it stands.
@@ -40,6 +51,7 @@ class Prompt:
 
     parts: list[int | Slot]
     media: dict[str, list]
+    tools: tuple[Tool, ...] = ()
     answers: tuple[tuple[int, int], ...] = ()
 
 
@@ -55,21 +67,26 @@ def build_prompt(
     *,
     system: str | None = None,
     raw: bool = False,
+    tools: list | str | None = None,
+    result_role: str = RESULT_ROLES[0],
     answered: bool = False,
 ) -> Prompt:
     """Apply the template, encode, and match media with placeholders in order of appearance.
 
     ``media`` are lists by kind. Without any placeholder they go in front of the first user message (of a raw string: in
-    front of it all), pictures first, then recordings, as the table of modalities has them. Raises PromptError where
-    counts differ.
+    front of it all), pictures first, then recordings, as the table of modalities has them. ``tools`` as ``read_tools``
+    takes them; ``result_role`` is whose turn results are that messages of role ``tool`` hold. Raises PromptError.
 
     ``answered`` takes messages as they stand, with no answer to come, and tells where the assistant's turns are.
     """
     in_front = [Slot(kind) for kind in MODALITIES for _ in media.get(kind, [])]
+    known: tuple[Tool, ...] = ()
     if raw:
-        pieces, front = _raw_parts(tokenizer, prompt, system), 0
+        pieces, front = _raw_parts(tokenizer, prompt, system, tools), 0
     else:
-        pieces = _pieces(tokenizer, _with_default_system(_messages(prompt, system), tokenizer.default_system))
+        messages = _messages(prompt, system)
+        known = declared(messages, tools)
+        pieces = _pieces(tokenizer, messages, known, result_role)
         pieces = pieces[:-1] if answered else pieces
         front = pieces.index(tokenizer.special["<|user|>"]) + 1
     slots = [piece for piece in pieces if isinstance(piece, Slot)]
@@ -78,10 +95,11 @@ def build_prompt(
     parts, starts = (pieces, range(len(pieces))) if raw else _encode(tokenizer, pieces)
     answers = _answers(tokenizer, pieces, starts) if answered and not raw else ()
     if not slots:
-        return Prompt(parts, media, answers)
+        return Prompt(parts, media, known, answers)
     if any(media.values()) and any(slot.source is not None for slot in slots):
         raise PromptError("media come both from content parts and from images= or audios=; use one of the two")
-    return Prompt(parts, {kind: _matched(kind, slots, media.get(kind, [])) for kind in MODALITIES}, answers)
+    found = {kind: _matched(kind, slots, media.get(kind, [])) for kind in MODALITIES}
+    return Prompt(parts, found, known, answers)
 
 
 def _answers(tokenizer: Tokenizer, pieces: list, starts: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -110,10 +128,10 @@ def _matched(kind: str, slots: list[Slot], given: list) -> list:
     return media
 
 
-def _raw_parts(tokenizer: Tokenizer, prompt, system) -> list[int | Slot]:
+def _raw_parts(tokenizer: Tokenizer, prompt, system, tools) -> list[int | Slot]:
     """A string as it stands: encoded whole, as the published processor does."""
-    if not isinstance(prompt, str) or system is not None:
-        raise PromptError("raw takes one string as the prompt, without messages or a system prompt")
+    if not isinstance(prompt, str) or system is not None or tools is not None:
+        raise PromptError("raw takes one string as the prompt, without messages, a system prompt or tools")
     tokens = tokenizer.placeholders
     joined = placeholder().sub(lambda m: tokens[m[1]].content if m[1] in tokens else m[0], prompt)
     slots = {token.id: Slot(kind) for kind, token in tokens.items()}
@@ -154,7 +172,9 @@ def _with_default_system(messages: list[dict], own: DefaultSystemText) -> list[d
     return [first | {"content": [{"type": "text", "text": own.before}, *parts]}, *messages[1:]]
 
 
-def _pieces(tokenizer: Tokenizer, messages: list[dict]) -> list[SpecialToken | str | Slot]:
+def _pieces(
+    tokenizer: Tokenizer, messages: list[dict], tools: tuple[Tool, ...], result_role: str = RESULT_ROLES[0]
+) -> list[SpecialToken | str | Slot]:
     """The template's tokens, the contents' text (adjacent texts joined) and the slots."""
     pieces: list[SpecialToken | str | Slot] = []
 
@@ -169,25 +189,25 @@ def _pieces(tokenizer: Tokenizer, messages: list[dict]) -> list[SpecialToken | s
             raise PromptError(f"this model's tokenizer has no {content}")
         return tokenizer.special[content]
 
-    for message in messages:
+    if tools:
+        token(TOOL_CALL), token(TOOL_CALL_END)  # a tokenizer without them could not tell a call
+    messages = _with_default_system(list(answered(messages, result_role)), tokenizer.default_system)
+    for message in with_tools(messages, tools):
         add(token(f"<|{message['role']}|>"))
-        for piece in _content(message.get("content")):
+        for piece in [message["result"]] if "result" in message else _content(message.get("content")):
             add(piece)
-        tools = message.get("tools")
-        if message["role"] == "system" and tools is not None:
-            add(token("<|tool|>"))
-            add(_tools(tools))
-            add(token("<|/tool|>"))
+        inside = message.get("tools")
+        if message["role"] == "system" and inside is not None:
+            add(token(TOOL))
+            add(inside if isinstance(inside, str) else json.dumps(inside))  # a list is empty here
+            add(token(TOOL_END))
+        if "calls" in message:
+            add(token(TOOL_CALL))
+            add(message["calls"])
+            add(token(TOOL_CALL_END))
         add(token(END))
     add(token("<|assistant|>"))
     return pieces
-
-
-def _tools(tools) -> str:
-    try:
-        return tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise PromptError(f"a message's tools cannot be written as JSON: {error}") from None
 
 
 def _encode(tokenizer: Tokenizer, pieces: list[SpecialToken | str | Slot]) -> tuple[list[int | Slot], list[int]]:
@@ -233,7 +253,7 @@ def _content(content) -> list[str | Slot]:
         elif modality := next((each for each in MODALITIES.values() if kind in each.parts), None):
             pieces.append(Slot(modality.kind, _source(part, *modality.fields)))
         else:
-            expected = " or ".join([", ".join(["text", *list(MODALITIES)[:-1]]), list(MODALITIES)[-1]])
+            expected = f"{', '.join(['text', *MODALITIES])} or video"
             raise PromptError(f"a content part has type {kind!r}, expected {expected}")
     return pieces
 
@@ -264,7 +284,8 @@ def render_messages(tokenizer: Tokenizer, messages: list[dict], *, answer: bool 
 
     What is spelled in their contents counts there, special tokens included. Raises PromptError.
     """
-    pieces = _pieces(tokenizer, _with_default_system(_messages(messages, None), tokenizer.default_system))
+    messages = _messages(messages, None)
+    pieces = _pieces(tokenizer, messages, declared(messages, None))
     kept = pieces if answer else pieces[:-2]  # without the end of the last message and the assistant's turn
     spelled = (f"<|{piece.kind}_1|>" if isinstance(piece, Slot) else piece for piece in kept)
     return "".join(piece.content if isinstance(piece, SpecialToken) else piece for piece in spelled)

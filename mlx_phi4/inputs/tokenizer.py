@@ -1,7 +1,8 @@
 """The checkpoint's own ``tokenizer.json``, and encoding that content cannot use to forge roles."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from hashlib import blake2b
 from pathlib import Path
 
 from ..config import LARGEST, Config
@@ -38,7 +39,8 @@ class Tokenizer:
     def __init__(self, folder: Path, config: Config):
         """Read ``tokenizer.json``. Raises CheckpointError or ConfigError if it cannot serve."""
         path = folder / "tokenizer.json"
-        self._tokenizer, added = read_tokenizer(path, config.decoder.vocab_size)
+        self.vocab_size = config.decoder.vocab_size  # the model's, which may be more than there are entries
+        self._tokenizer, added = read_tokenizer(path, self.vocab_size)
         self.special = {
             token["content"]: SpecialToken(
                 token["content"],
@@ -133,6 +135,25 @@ class Tokenizer:
             return spelled.encode("utf-8")
         table = _byte_level()
         return b"".join(bytes([table[c]]) if c in table else c.encode("utf-8") for c in spelled)
+
+    def all_bytes(self) -> list[bytes]:
+        """``token_bytes`` of all the model's ids; nothing for those that have no entry."""
+        others = {chr(byte): "\uffff" for byte in range(128, 256)}  # no byte is spelled so
+        table = str.maketrans(others | {shown: chr(byte) for shown, byte in _byte_level().items()})
+        found = [b""] * self.vocab_size
+        for spelled, id in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            plain = spelled.translate(table)
+            if id in self._special_ids or (plain and ord(max(plain)) > 255):
+                found[id] = self.token_bytes(id)
+            else:
+                found[id] = plain.encode("latin-1")
+        return found
+
+    @cached_property
+    def digest(self) -> str:
+        """The same for two tokenizers in which every id is the same token."""
+        vocabulary = sorted(self._tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda each: each[1])
+        return blake2b(repr((vocabulary, self.vocab_size)).encode(), digest_size=16).hexdigest()
 
     def detokenizer(self) -> "Detokenizer":
         """A fresh streaming decoder."""

@@ -17,7 +17,7 @@ from ..errors import Phi4Error
 
 BEAT = 1.0  # seconds between signs of life
 SILENT_RANK = 10.0  # seconds without one after which a rank counts as lost
-MOST_HEADER, MOST_DATA = 1 << 26, 1 << 34  # bytes of a message's JSON, and of what follows it
+MOST_MESSAGE, MOST_DATA = 1 << 26, 1 << 34  # bytes of a message's JSON, and of what follows it
 _FRAME = struct.Struct(">IQ")
 
 
@@ -50,7 +50,7 @@ class Connection:
         try:
             self._socket.settimeout(seconds)
             header, count = _FRAME.unpack(self._exactly(_FRAME.size))
-            if header > MOST_HEADER or count > MOST_DATA:
+            if header > MOST_MESSAGE or count > MOST_DATA:
                 raise ValueError
             message = json.loads(self._exactly(header))
             if not isinstance(message, dict):

@@ -5,19 +5,26 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 
+from ..generation.grammars import Grammar
 from ..generation.thoughts import CLOSE, OPEN, Thoughts
 from ..inputs.tokenizer import Tokenizer
+from ..inputs.tools import ToolCall
 from .jobs import Delivery
 from .service import Asked
+from .tools import deltas
 
 LEAST_LOGPROB = -9999.0  # OpenAI's own stand-in for minus infinity, which JSON lacks
 
 
 class SplitText:
-    """An answer's text as it comes, in content and reasoning; ``whole`` leaves all in the content."""
+    """An answer's text as it comes, in content and reasoning; ``whole`` leaves all in the content.
 
-    def __init__(self, whole: bool):
-        self._thoughts = None if whole else Thoughts()
+    Of an answer with a ``grammar`` thoughts are at most the beginning: a string of JSON may hold anything.
+    """
+
+    def __init__(self, whole: bool, grammar: Grammar | None = None):
+        whole = whole or (grammar is not None and not grammar.thoughts)
+        self._thoughts = None if whole else Thoughts(at_first=grammar is not None)
         self._inside = self._skipping = False
 
     def add(self, delivery: Delivery) -> tuple[str, str]:
@@ -53,28 +60,31 @@ class ChatForm:
     def __init__(self, asked: Asked, tokenizer: Tokenizer, reasoning_in_content: bool):
         self.asked, self._tokenizer = asked, tokenizer
         self._head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": asked.ask.model}
-        self._texts = [SplitText(reasoning_in_content) for _ in range(asked.answers)]
+        self._texts = [SplitText(reasoning_in_content, asked.ask.grammar) for _ in range(asked.answers)]
 
     async def answer(self) -> dict:
         """The whole answer."""
         contents, thoughts = [""] * len(self._texts), [""] * len(self._texts)
+        calls: list[list[ToolCall]] = [[] for _ in self._texts]
         logprobs: list[list[dict]] = [[] for _ in self._texts]
         reasons: list[str | None] = [None] * len(self._texts)
         async for index, delivery in self.asked.deliveries():
             content, thought = self._texts[index].add(delivery)
             contents[index] += content
             thoughts[index] += thought
+            calls[index] += delivery.tool_calls
             logprobs[index] += self._logprobs(delivery)
             reasons[index] = delivery.finish_reason
         choices = [
-            {"index": i, **self._whole(contents[i], thoughts[i]), "logprobs": self._shown(logprobs[i], contents[i])}
-            | {"finish_reason": reasons[i]}
+            {"index": i, **self._whole(contents[i], thoughts[i], calls[i])}
+            | {"logprobs": self._shown(logprobs[i], contents[i]), "finish_reason": reasons[i]}
             for i in range(len(self._texts))
         ]
         return self._head | {"object": self.whole, "choices": choices, "usage": self.asked.usage}
 
     async def chunks(self) -> AsyncIterator[dict]:
         """The answer in pieces; each choice begins with its role, and the usage comes last where it was asked for."""
+        called = [0] * len(self._texts)
         for index in range(len(self._texts)):
             if first := self._first():
                 yield self._chunk([{"index": index, **first, "logprobs": None, "finish_reason": None}])
@@ -85,6 +95,10 @@ class ChatForm:
                 shown = self._shown(logprobs, content)
                 piece = {"index": index, **self._piece(content, thought), "logprobs": shown, "finish_reason": None}
                 yield self._chunk([piece])
+            for call in delivery.tool_calls:
+                for delta in deltas(call, called[index]):
+                    yield self._chunk([{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}])
+                called[index] += 1
             if delivery.finish_reason:
                 end = {"index": index, **self._piece("", ""), "logprobs": None}
                 yield self._chunk([end | {"finish_reason": delivery.finish_reason}])
@@ -95,12 +109,18 @@ class ChatForm:
         usage = {"usage": None} if self.asked.ask.include_usage else {}
         return self._head | {"object": self.chunk, "choices": choices} | usage
 
-    def _first(self) -> dict:
-        return {"delta": {"role": "assistant", "content": ""}}
+    @property
+    def _nothing(self) -> str | None:
+        """The content of an answer without text; where it may be calls, that is no text at all."""
+        return None if self.asked.ask.rows[0].tools else ""
 
-    def _whole(self, content: str, thought: str) -> dict:
-        reasoning = {"reasoning_content": thought} if thought else {}
-        return {"message": {"role": "assistant", "content": content, "refusal": None} | reasoning}
+    def _first(self) -> dict:
+        return {"delta": {"role": "assistant", "content": self._nothing}}
+
+    def _whole(self, content: str, thought: str, calls: list[ToolCall]) -> dict:
+        more = {"reasoning_content": thought} if thought else {}
+        more |= {"tool_calls": [call.message for call in calls]} if calls else {}
+        return {"message": {"role": "assistant", "content": content or self._nothing, "refusal": None} | more}
 
     def _piece(self, content: str, thought: str) -> dict:
         return {"delta": {k: v for k, v in {"reasoning_content": thought, "content": content}.items() if v}}
@@ -132,7 +152,7 @@ class TextForm(ChatForm):
     def _first(self) -> dict:
         return {}
 
-    def _whole(self, content: str, thought: str) -> dict:
+    def _whole(self, content: str, thought: str, calls: list[ToolCall]) -> dict:
         return {"text": content}
 
     def _piece(self, content: str, thought: str) -> dict:

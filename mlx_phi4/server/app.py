@@ -6,13 +6,15 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp
 
 from ..errors import Phi4Error
 from .errors import RequestError
 from .guard import Guard, answer
 from .jobs import ServerError
+from .page import Page
+from .realtime import Realtime
 from .routes import Routes
 from .service import Service
 from .transcriptions import Transcriptions
@@ -22,6 +24,7 @@ def make_app(service: Service) -> ASGIApp:
     """All endpoints of a service, behind its guard."""
     routes, audio = Routes(service), Transcriptions(service)
     table = [
+        Route("/", Page(service).get),
         Route("/v1/chat/completions", routes.chat, methods=["POST"]),
         Route("/v1/completions", routes.completions, methods=["POST"]),
         Route("/v1/responses", routes.responses, methods=["GET", "POST"]),
@@ -29,6 +32,7 @@ def make_app(service: Service) -> ASGIApp:
         Route("/v1/models/{name:path}", routes.model),
         Route("/v1/audio/transcriptions", audio.transcriptions, methods=["POST"]),
         Route("/v1/audio/translations", audio.translations, methods=["POST"]),
+        WebSocketRoute("/v1/realtime", Realtime(service).session),
         Route("/health", routes.health),
         Route("/metrics", routes.metrics),
     ]

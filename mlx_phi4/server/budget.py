@@ -10,6 +10,7 @@ from ..audio.encoder import WINDOW
 from ..config import MEL_BINS, TIME_REDUCTION, Config
 from ..decoder.kv_cache import BLOCK
 from ..device import compute_dtype
+from ..generation.draft_model import DraftModel
 from ..model import Phi4
 from ..vision.encoder import VIEWS_AT_ONCE
 from ..vision.preprocess import PATCHES
@@ -29,8 +30,10 @@ class Budget:
     token: int
 
     @classmethod
-    def of(cls, model: Phi4, limit: int | None = None, reserve: int | None = None) -> "Budget":
-        """From a limit in bytes for the whole process (None: what the machine recommends)."""
+    def of(
+        cls, model: Phi4, limit: int | None = None, reserve: int | None = None, draft: DraftModel | None = None
+    ) -> "Budget":
+        """From a limit in bytes for the whole process (None: what the machine recommends), a draft model in it."""
         decoder = model.config.decoder
         width = model.model.norm.weight.dtype.size
         heads = decoder.num_key_value_heads // (1 if model.sharding is None else model.sharding.size)
@@ -43,6 +46,8 @@ class Budget:
             # gate, up and their product, queries, keys, values, residuals: about six times the widest
             step = 6 * STEP_TOKENS * 2 * decoder.intermediate_size * width
             reserve = step + slice_bytes(model.config, compute_dtype(model.model.norm.weight.dtype).size)
+        if draft is not None:
+            weights, token = weights + draft.nbytes, token + draft.nbytes_per_token
         return cls(max(limit - weights - reserve, 0), token)
 
     def tokens(self, count: int) -> int:

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..generation.draft_model import DraftModel
 from ..inputs.processor import Processor, Row
 from ..model import Phi4
 from .jobs import Job, ServerError
@@ -37,6 +38,7 @@ class Engine:
         limits: how many rows at once, and how much memory.
         max_queue: jobs that may wait.
         reload: gives model and processor again after ``idle_unload`` seconds without work let the weights go.
+        speculate: gives how answers that do not say it themselves are drafted, the option ``speculation``.
     """
 
     def __init__(
@@ -48,9 +50,11 @@ class Engine:
         max_queue: int = 256,
         reload: Callable[[], tuple[Phi4, Processor]] | None = None,
         idle_unload: float | None = None,
+        speculate: Callable[[Phi4, Processor], DraftModel | str] = lambda model, processor: "none",
     ):
         self.processor, self.limits = processor, limits or Limits()
-        self._rows: Rows | None = Rows(model, processor, self.limits)
+        self._speculate = speculate
+        self._rows: Rows | None = Rows(model, processor, self.limits, speculate(model, processor))
         self._budget = self._rows.budget
         self._max_queue, self._reload, self._idle_unload = max_queue, reload, idle_unload
         self._changed = threading.Condition()
@@ -199,5 +203,5 @@ class Engine:
 
     def _load_again(self) -> None:
         model, self.processor = self._reload()
-        self._rows = Rows(model, self.processor, self.limits)
+        self._rows = Rows(model, self.processor, self.limits, self._speculate(model, self.processor))
         self._used = time.monotonic()

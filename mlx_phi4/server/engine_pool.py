@@ -1,5 +1,6 @@
 """The transcriber's pieces as rows of the server's own batch, beside those of chat."""
 
+import math
 import queue
 import threading
 import time
@@ -20,9 +21,13 @@ class Stopped(Exception):
 
 
 class EnginePool:
-    """``AnswerPool``'s methods on the engine; one thread asks and steps, any thread may ``stop`` it."""
+    """``AnswerPool``'s methods on the engine; one thread asks and steps, any thread may ``stop`` it.
 
-    def __init__(self, service: Service):
+    ``patience`` is how many seconds a step waits for an answer, None for as long as it takes.
+    """
+
+    def __init__(self, service: Service, patience: float | None = None):
+        self._patience = patience
         self._service, self._engine = service, service.engine
         self._jobs: dict[Job, tuple[Any, list[Delivery]]] = {}
         self._told: queue.SimpleQueue[tuple[Job, Delivery] | None] = queue.SimpleQueue()
@@ -51,7 +56,8 @@ class EnginePool:
     def ask(self, key: Any, request: Request, **options) -> None:
         """Submit a request; while the queue is full, wait, once anything of this recording was let in."""
         row = self._service.processor.row(request)
-        job = Job(row, [make_options(options, request.options)], lambda delivery: self._told.put((job, delivery)))
+        chosen = make_options({"speculation": "none"} | options, request.options)  # what is heard never stood there
+        job = Job(row, [chosen], lambda delivery: self._told.put((job, delivery)))
         self._service.metrics.follow(job)
         while True:
             with self._lock:
@@ -60,7 +66,8 @@ class EnginePool:
                 try:
                     self._engine.submit(job)
                 except ServerError as error:
-                    if error.status != 429 or not self.prompt_tokens:
+                    # what is being said cannot be asked for again: who listens waits from the first piece on
+                    if error.status != 429 or not (self.prompt_tokens or self._patience):
                         raise
                 else:
                     self._jobs[job] = key, []
@@ -69,9 +76,13 @@ class EnginePool:
             time.sleep(ROOM_SECONDS)
 
     def step(self) -> list[tuple[Any, GenerationResponse]]:
-        """Wait until an answer has ended -> [(key, answer)]."""
+        """Wait until an answer has ended -> [(key, answer)]; none if ``patience`` is over before."""
+        until = math.inf if self._patience is None else time.monotonic() + self._patience
         while True:
-            told = self._next()
+            try:
+                told = self._next(until)
+            except TimeoutError:
+                return []
             if told is None or self._stopped:
                 raise Stopped
             job, delivery = told
@@ -84,11 +95,14 @@ class EnginePool:
             self.completion_tokens += sum(each.token is not None for each in deliveries)
             return [(key, _response(job, deliveries))]
 
-    def _next(self) -> tuple[Job, Delivery] | None:
+    def _next(self, until: float) -> tuple[Job, Delivery] | None:
         while True:
+            left = until - time.monotonic()
             try:
-                return self._told.get(timeout=SILENT_SECONDS)
+                return self._told.get(timeout=min(max(left, 0.001), SILENT_SECONDS))
             except queue.Empty:
+                if left < SILENT_SECONDS and self._engine.status != "failed":
+                    raise TimeoutError from None
                 if self._engine.status == "failed":
                     raise ServerError("the engine is not alive", 503) from None
 

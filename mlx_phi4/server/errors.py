@@ -2,7 +2,7 @@
 
 import math
 
-from ..errors import MediaError, Phi4Error, PromptError
+from ..errors import Phi4Error
 from .jobs import ServerError
 
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -51,10 +51,10 @@ def error_headers(error: Exception) -> dict[str, str]:
     return headers
 
 
-def located(error: MediaError | PromptError, where: str) -> RequestError:
+def located(error: Phi4Error, where: str) -> RequestError:
     """The error of one medium, which names its place instead of the type of its bytes."""
     text = str(error)
-    for noun in ("audio bytes: ", "audio array: "):
+    for noun in ("audio bytes: ", "audio array: ", "video: "):
         text = text.removeprefix(noun)
     if text.startswith("picture (") and "): " in text:
         text = text.partition("): ")[2]

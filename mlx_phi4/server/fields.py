@@ -43,6 +43,13 @@ def mapping(value: Any, name: str) -> dict:
     return value
 
 
+def listed(value: Any, name: str) -> list:
+    """An array. Raises RequestError."""
+    if not isinstance(value, list):
+        raise wrong(name, value, "an array")
+    return value
+
+
 def integer(least: int, most: int = SAFE_INTEGER) -> Check:
     """An integer in a range."""
     expected = f"an integer from {least} to {most}" if most < SAFE_INTEGER else f"an integer of at least {least}"
@@ -106,6 +113,23 @@ def biases(value: Any, name: str) -> dict[int, float]:
             raise wrong(name, token, "an object of token ids")
         found[int(token)] = number(-100, 100)(bias, f"{name}.{token}")
     return found
+
+
+def prediction(value: Any, name: str) -> str:
+    """OpenAI's static content: a text, or parts of one. Raises RequestError."""
+    table = {"type": one_of("content"), "content": lambda content, path: content}
+    found = read_fields(table, mapping(value, name), f"{name}.")
+    required(found, "type", f"{name}.")
+    content, path = required(found, "content", f"{name}."), f"{name}.content"
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise wrong(path, content, "a string or an array of text parts")
+    parts = [
+        read_fields({"type": one_of("text"), "text": text}, mapping(part, f"{path}[{number}]"), f"{path}[{number}].")
+        for number, part in enumerate(content)
+    ]
+    return "".join(required(part, "text", f"{path}[{number}].") for number, part in enumerate(parts))
 
 
 def read_fields(table: Mapping[str, Check], given: Mapping[str, Any], where: str = "") -> dict[str, Any]:

@@ -22,13 +22,14 @@ from .jobs import ServerError
 from .service import Service
 from .wire import ClientGone, Json
 
-OPEN_PATHS = ("/health",)  # need no key
+OPEN_PATHS = ("/health", "/")  # need no key: the page asks for it
 WORK_PATHS = ("/v1/chat/", "/v1/completions", "/v1/audio/")  # counted as work for the engine
 BODY_SECONDS = 30  # without a byte of a body that was announced
 SLOWEST_BODY = 600  # seconds for all of it
 BODIES = 8  # of the largest size that may lie in memory at once
 DRAINED, DRAIN_SECONDS = 256_000_000, 10  # of a body that is refused, that a client may still send
 CLIENT_GONE = 499  # in the log, as nginx has it
+OFFERED = "openai-insecure-api-key."
 log = logging.getLogger("mlx_phi4.server")
 
 
@@ -42,10 +43,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self.app(scope, receive, send)
-            else:
-                await send({"type": "websocket.close", "code": 1008})
+            await (self.app if scope["type"] == "lifespan" else self._socket)(scope, receive, send)
             return
         line = Line(scope)
         scope["log"] = line.facts
@@ -75,6 +73,28 @@ class Guard:
             body.release()
             line.write(self.service)
 
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A WebSocket: what is refused before it is accepted gets an answer of HTTP."""
+        line = Line(scope)
+        scope["log"] = line.facts
+
+        async def sending(message: Message) -> None:
+            line.status = 101 if message["type"] == "websocket.accept" else line.status or message.get("status")
+            await send(message)
+
+        self.service.in_flight += 1
+        try:
+            self._check(scope, line.path, True)
+            await self.app(scope, receive, sending)
+        except Exception as error:
+            if not isinstance(error, Phi4Error):
+                line.facts["error"] = where(error)
+            if line.status is None:
+                await answer(error)(scope, receive, sending)
+        finally:
+            self.service.in_flight -= 1
+            line.write(self.service)
+
     def _check(self, scope: Scope, path: str, work: bool) -> None:
         """Raises RequestError, ServerError."""
         settings, headers = self.service.settings, dict(scope["headers"])
@@ -84,8 +104,8 @@ class Guard:
         origin = headers.get(b"origin", b"").decode("latin-1")
         if origin and not allowed_origin(origin, host, settings.origins):
             raise RequestError(f"pages of {origin[:120]!r} may not call this server; see --allow-origin", 403)
-        if path not in OPEN_PATHS and scope["method"] != "OPTIONS":
-            self._check_key(headers.get(b"authorization", b""))
+        if path not in OPEN_PATHS and scope.get("method") != "OPTIONS":
+            self._check_key(headers.get(b"authorization", b"") or offered_key(scope))
         if work and self.service.in_flight > settings.max_requests:
             raise ServerError("too many requests are waiting", 429, retry_after=5)
 
@@ -167,7 +187,7 @@ class Line:
 
     def __init__(self, scope: Scope):
         root = scope.get("root_path", "")
-        self.method, self.path = scope["method"], scope["path"].removeprefix(root) or "/"
+        self.method, self.path = scope.get("method", "GET"), scope["path"].removeprefix(root) or "/"
         self.status: int | None = None
         self.facts: dict = {}
         self._begun = time.perf_counter()
@@ -185,11 +205,13 @@ class Line:
 
 
 KNOWN_PATHS = (
+    "/",
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/models",
     "/v1/audio/transcriptions",
     "/v1/audio/translations",
+    "/v1/realtime",
     "/health",
     "/metrics",
 )  # labels of metrics: others could be any number
@@ -228,6 +250,12 @@ def where(error: BaseException) -> str:
 def answer(error: Exception) -> Json:
     """An error as a response."""
     return Json(error_body(error), status_of(error), headers=error_headers(error))
+
+
+def offered_key(scope: Scope) -> bytes:
+    """The key that a page offers among a WebSocket's subprotocols, as it can send no header of its own."""
+    keys = (name.removeprefix(OFFERED) for name in scope.get("subprotocols", ()) if name.startswith(OFFERED))
+    return b"Bearer " + next(keys, "").encode("latin-1", "replace") if scope["type"] == "websocket" else b""
 
 
 def host_name(host: str) -> str:

@@ -61,8 +61,11 @@ class Hearing:
             raise _file_error(result)
         return result
 
-    async def events(self) -> AsyncGenerator[dict, None]:
-        """The text as it is heard, segment by segment, and all of it at the end."""
+    async def events(self, shown: Callable[[int, Segment], dict] | None = None) -> AsyncGenerator[dict, None]:
+        """The text as it is heard, segment by segment, and all of it at the end.
+
+        ``shown`` gives the fields of a segment, by its number: segments are told, too, and the duration at the end.
+        """
         loop, heard = asyncio.get_running_loop(), asyncio.Queue()
         task = asyncio.ensure_future(self.run(lambda segment: loop.call_soon_threadsafe(heard.put_nowait, segment)))
         task.add_done_callback(lambda _: heard.put_nowait(None))
@@ -70,12 +73,15 @@ class Hearing:
         try:
             while (segment := await heard.get()) is not None:
                 segments.append(segment)
+                if shown is not None:
+                    yield {"type": "transcript.text.segment"} | shown(len(segments) - 1, segment)
                 whole = Transcript(segments, duration=segment.end).text
                 if len(whole) > len(told):
                     yield {"type": "transcript.text.delta", "delta": whole[len(told) :]}
                 told = whole
             transcript = await task
-            yield {"type": "transcript.text.done", "text": transcript.text, "usage": self._tokens()}
+            done = {"type": "transcript.text.done", "text": transcript.text, "usage": self._tokens()}
+            yield done | ({} if shown is None else {"duration": transcript.duration, "warnings": transcript.warnings})
         finally:
             task.cancel()
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from ..errors import Phi4Error
 from ..generation.options import GenerationOptions
 from ..generation.sequence import Sequence
+from ..generation.tool_choice import Form
 from ..inputs.processor import Row
+from ..inputs.tools import ToolCall
 
 
 class ServerError(Phi4Error):
@@ -24,7 +26,8 @@ class Delivery:
 
     ``text`` is the piece that is certain, ``token`` its id (None where an error ended the answer), ``logprob`` and
     ``top_logprobs`` (id, log-probability), best first, where they were asked for. ``finish_reason`` is None, "stop",
-    "length" or "error"; ``last`` says that no answer of the job is open any more.
+    "tool_calls", "length" or "error"; ``last`` says that no answer of the job is open any more. ``tool_calls`` are
+    those that are whole with this token.
     """
 
     answer: int
@@ -35,6 +38,7 @@ class Delivery:
     finish_reason: str | None = None
     error: Exception | None = None
     last: bool = False
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(eq=False)
@@ -46,12 +50,14 @@ class Job:
         answers: options of each answer.
         deliver: called in the engine thread with each ``Delivery``; must not block.
         salt: prompts reuse each other's keys and values only under the same salt.
+        form: which tokens its answers may have, compiled outside of the engine thread.
     """
 
     row: Row
     answers: list[GenerationOptions]
     deliver: Callable[[Delivery], None]
     salt: str = ""
+    form: Form | None = None
     cached_tokens: int = 0  # prompt tokens that were there already; known once the first answer began
     sequences: list[Sequence] = field(default_factory=list)
     open: int = 0  # answers that have not ended
@@ -78,7 +84,8 @@ class Job:
 
     def end(self, error: Exception) -> None:
         """Tell every answer that is open that there will be no more of it."""
-        ended = {index for index, sequence in enumerate(self.sequences) if sequence.finish_reason in ("stop", "length")}
+        done = ("stop", "tool_calls", "length")
+        ended = {index for index, sequence in enumerate(self.sequences) if sequence.finish_reason in done}
         left = [index for index in range(len(self.answers)) if index not in ended]
         self.open = 0
         for index in left:

@@ -47,6 +47,8 @@ class Metrics:
             "preemptions": ("Rows that were put off", lambda: engine.snapshot().counts["preemptions"]),
             "steps": ("Steps of the decoder", lambda: engine.snapshot().counts["steps"]),
             "row_steps": ("Rows of all steps; by steps, the batch size", lambda: engine.snapshot().counts["row_steps"]),
+            "accepted_draft_tokens": ("Drafted tokens that were right", lambda: engine.snapshot().counts["accepted"]),
+            "rejected_draft_tokens": ("Drafted tokens that were wrong", lambda: engine.snapshot().counts["rejected"]),
             "active_bytes": ("Memory in use by arrays", mx.get_active_memory),
             "cached_bytes": ("Freed memory that is kept for the next arrays", mx.get_cache_memory),
         }

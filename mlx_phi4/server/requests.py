@@ -5,14 +5,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PromptError
+from ..generation.grammars import Grammar
 from ..generation.options import GenerationOptions, answer_number
 from ..generation.sampling import PENALTIES
+from ..generation.speculation import encoded
+from ..generation.tool_choice import Form, checked_choice
 from ..inputs.processor import Processor, Request, Row
 from . import fields
 from .errors import RequestError
-from .fields import boolean, empty, integer, mapping, number, one_of, refused, text
+from .fields import boolean, integer, mapping, number, one_of, refused, text
+from .forms import response_format
 from .messages import Fetch, read_messages
 from .names import ModelNames
+from .tools import TOOL_FIELDS, naming
+from .wire import dumps
 
 MOST_ANSWERS = 128  # to one prompt
 LETTERS = 16  # of a token at most, on average: longer texts are refused before they are tokenized
@@ -33,6 +39,7 @@ _SAMPLING = {
     "repetition_penalty": number(0, 10, above=True),
     **{f"{name}_context_size": integer(1) for name in PENALTIES},
     "min_tokens": integer(0),
+    "speculation": one_of("lookup", "none"),
 }
 _BOOKKEEPING = {
     "user": text,
@@ -51,6 +58,7 @@ _COMMON = {
     "stream": boolean,
     "stream_options": mapping,
     "cache_salt": text,
+    "response_format": response_format,
     **_SAMPLING,
     **_BOOKKEEPING,
 }
@@ -59,14 +67,10 @@ CHAT = {
     "max_completion_tokens": integer(1),
     "logprobs": boolean,
     "top_logprobs": integer(0, 20),
-    "response_format": mapping,
     "modalities": lambda value, name: _only_text(value, name),
-    "tools": empty,
-    "functions": empty,
-    "tool_choice": one_of("none", "auto"),
-    "function_call": one_of("none", "auto"),
-    "parallel_tool_calls": boolean,
-    **dict.fromkeys(("audio", "prediction", "reasoning_effort", "verbosity", "web_search_options"), refused),
+    "prediction": fields.prediction,
+    **TOOL_FIELDS,
+    **dict.fromkeys(("audio", "reasoning_effort", "verbosity", "web_search_options"), refused),
     **_COMMON,
 }
 COMPLETION = {
@@ -84,7 +88,7 @@ class Ask:
     """What a body asks for: rows, and the options of the answers to each.
 
     ``model`` is the name that was asked for, ``logprobs`` whether they are shown, ``include_usage`` whether a stream
-    ends with the usage, ``salt`` whose prompts may share keys and values.
+    ends with the usage, ``salt`` whose prompts may share keys and values, ``form`` what its answers keep to.
     """
 
     model: str
@@ -94,6 +98,12 @@ class Ask:
     include_usage: bool = False
     logprobs: bool = False
     salt: str = ""
+    form: Form | None = None
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What its answers keep to where they call nothing."""
+        return self.answers[0][0].grammar
 
     @property
     def mode(self) -> str:
@@ -111,6 +121,7 @@ class Reader:
     temperature: float
     room: Callable[[Row], int]
     fetch: Fetch | None = None  # gets pictures from addresses that are allowed
+    think_first: bool = False  # a block of thoughts may come before an answer in a given form
 
 
 def read_chat(given: Mapping[str, Any], reader: Reader) -> Ask:
@@ -122,14 +133,20 @@ def read_chat(given: Mapping[str, Any], reader: Reader) -> Ask:
         if "max_tokens" in found:
             raise RequestError("max_tokens and max_completion_tokens are the same; give one", param="max_tokens")
         found["max_tokens"] = found["max_completion_tokens"]
-    if found.get("response_format", {"type": "text"}) != {"type": "text"}:
-        raise fields.unsupported("response_format", 'is supported as {"type": "text"} only')
     if "top_logprobs" in found and not found.get("logprobs"):
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
     logprobs = found.get("top_logprobs", 0) if found.get("logprobs") else None
-    _check_length(_texts(messages), reader)
-    row = reader.processor.row(Request(read_messages(messages, reader.fetch), adapter=adapter))
-    return _ask(found, [row], reader, logprobs)
+    tools = found.get("tools") or None
+    _check_length([*_texts(messages), dumps(tools) if tools else ""], reader)
+    if found.get("prediction"):
+        _check_length([found["prediction"]], reader, "the prediction")
+        encoded(found["prediction"], reader.processor.tokenizer)  # here, so that the engine finds it done
+    request = Request(read_messages(messages, reader.fetch), adapter=adapter, tools=tools)
+    required = "tool_choice" in found and found["tool_choice"].mode == "required"
+    if reader.think_first and (found.get("response_format") or required):
+        found["response_format"] = found.get("response_format", {}) | {"think_first": True}
+    with naming():
+        return _ask(found, [reader.processor.row(request)], reader, logprobs)
 
 
 def read_completion(given: Mapping[str, Any], reader: Reader) -> Ask:
@@ -156,20 +173,21 @@ def _ask(found: dict[str, Any], rows: list[Row], reader: Reader, logprobs: int |
     if "stream_options" in found and not stream:
         raise RequestError("stream_options needs stream: true", param="stream_options", code="invalid_value")
     table = {"include_usage": boolean, "include_obfuscation": one_of(False)}
-    options = fields.read_fields(table, found.get("stream_options", {}), "stream_options.")
+    streamed = fields.read_fields(table, found.get("stream_options", {}), "stream_options.")
     vocabulary = reader.processor.config.decoder.vocab_size
     if beyond := [token for token in found.get("logit_bias", {}) if token >= vocabulary]:
         raise fields.wrong("logit_bias", beyond[0], f"token ids below {vocabulary}")
-    sampling = {"temperature": reader.temperature} | {name: found[name] for name in _SAMPLING if name in found}
-    answers = [
-        _answers(row, found, sampling | {"logprobs": logprobs, "stop": found.get("stop")}, reader) for row in rows
-    ]
+    named = (*_SAMPLING, "tool_choice", "parallel_tool_calls")
+    options = {"temperature": reader.temperature} | {name: found[name] for name in named if name in found}
+    options |= {name: found.get(name) for name in ("stop", "prediction")}
+    options |= {"logprobs": logprobs, **found.get("response_format", {})}
+    answers = [_answers(row, found, options, reader) for row in rows]
     return Ask(
         model=found["model"],
         rows=rows,
         answers=answers,
         stream=stream,
-        include_usage=options.get("include_usage", False),
+        include_usage=streamed.get("include_usage", False),
         logprobs=logprobs is not None,
         salt=found.get("cache_salt", ""),
     )
@@ -188,6 +206,7 @@ def _answers(row: Row, found: dict[str, Any], options: dict, reader: Reader) -> 
             code="context_length_exceeded",
         )
     first = GenerationOptions(max_tokens=limit, **options)
+    checked_choice(row.tools, first)
     return [answer_number(first, index) for index in range(found.get("n", 1))]
 
 
@@ -199,13 +218,15 @@ def _texts(messages: Any) -> Iterator[str]:
             text = part.get("text") if isinstance(part, dict) else part
             if isinstance(text, str):
                 yield text
+        if isinstance(message, dict) and message.get("tool_calls"):
+            yield dumps(message["tool_calls"])
 
 
-def _check_length(texts: Iterable[str], reader: Reader) -> None:
+def _check_length(texts: Iterable[str], reader: Reader, what: str = "the prompt") -> None:
     """Raises PromptError for what no context holds."""
     letters, context = sum(map(len, texts)), reader.processor.config.decoder.max_position_embeddings
     if letters > LETTERS * context:
-        raise PromptError(f"the prompt has {letters} characters, too many for the context of {context} tokens")
+        raise PromptError(f"{what} has {letters} characters, too many for the context of {context} tokens")
 
 
 def _only_text(value: Any, name: str) -> None:

@@ -1,10 +1,12 @@
 """Endpoints of chat, text, models, health and metrics."""
 
 from collections.abc import AsyncGenerator, Callable
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..modalities import BASE
 from .answers import ChatForm, TextForm
 from .errors import RequestError, error_body, status_of
 from .requests import Ask, Reader, read_chat, read_completion
@@ -63,19 +65,22 @@ class Routes:
         service.check_open()
         body = await request.body()
         ask = await unless_gone(request, service.prepared(self._read, body, read))
+        ask = await unless_gone(request, service.formed(ask))
         del body
         request.scope["body"].release()
         note(request.scope, model=ask.model, mode=str(ask.mode), stream=ask.stream)
-        asked = Asked(service, ask)
+        asked, route = Asked(service, ask), _route(ask)
         if not ask.stream:
-            return Json(await unless_gone(request, self._whole(asked, form, request.scope)))
+            whole = await unless_gone(request, self._whole(asked, form, request.scope))
+            return Json(whole, headers=route)
         asked.__enter__()  # what is wrong is told by the status; the stream ends it
-        return EventStream(self._events(form(asked), request.scope), lambda: self._close(asked, request.scope))
+        return EventStream(self._events(form(asked), request.scope), lambda: self._close(asked, request.scope), route)
 
     def _read(self, body: bytes, read: Callable[..., Ask]) -> Ask:
         service = self.service
+        settings, room = service.settings, service.engine.room
         reader = Reader(
-            service.names, service.processor, service.settings.temperature, service.engine.room, service.fetch
+            service.names, service.processor, settings.temperature, room, service.fetch, settings.think_first
         )
         return read(read_object(body), reader)
 
@@ -104,3 +109,8 @@ class Routes:
 
     def _text_form(self, asked: Asked) -> TextForm:
         return TextForm(asked, self.service.processor.tokenizer)
+
+
+def _route(ask: Ask) -> dict[str, str]:
+    """Headers that say which way an answer's tokens go."""
+    return {"x-phi4-mode": str(ask.mode), "x-phi4-adapter": quote(ask.rows[0].adapter or BASE)}

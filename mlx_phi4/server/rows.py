@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 
 from ..generation.batch import Batch
+from ..generation.draft_model import DraftModel
 from ..generation.media_cache import DEFAULT_BYTES, MediaCache
 from ..generation.options import GenerationOptions
 from ..generation.sequence import Sequence, SequenceToken
@@ -39,9 +40,11 @@ class Limits:
 class Rows:
     """Jobs that are being answered. Belongs to the engine thread."""
 
-    def __init__(self, model: Phi4, processor: Processor, limits: Limits):
-        self._model, self._processor, self._limits = model, processor, limits
-        self.budget = Budget.of(model, limits.memory, limits.reserve)
+    def __init__(self, model: Phi4, processor: Processor, limits: Limits, speculation: DraftModel | str = "none"):
+        """``speculation`` is that of answers that do not say it themselves."""
+        self._model, self._processor, self._limits, self._speculation = model, processor, limits, speculation
+        draft = speculation if isinstance(speculation, DraftModel) else None
+        self.budget = Budget.of(model, limits.memory, limits.reserve, draft)
         self.prefixes = PrefixStore(self.budget.total // 2)
         self.media = MediaCache(min(DEFAULT_BYTES, self.budget.total // 8))
         self.counts: Counter = Counter()
@@ -120,17 +123,20 @@ class Rows:
         job.admitted_at = time.monotonic()
         shared = SharedPrefixes(self.prefixes, job.salt)
         extra = {"media_cache": self.media, "prompt_cache": shared, "prefill_step_size": self.piece}
-        options: list[GenerationOptions] = [replace(answer, **extra) for answer in job.answers]
-        job.sequences = [
-            Sequence(job.row, answer, self._processor.tokenizer, shares_cache=index > 0)
-            for index, answer in enumerate(options)
+        options: list[GenerationOptions] = [
+            replace(answer, **extra, speculation=answer.speculation or self._speculation) for answer in job.answers
         ]
         try:
+            job.sequences = [self._sequence(job, answer, index > 0) for index, answer in enumerate(options)]
             self._batch.admit(*job.sequences)
         except Exception as error:  # the row's own affair; the others go on
             job.end(error)
             return
         self._jobs |= {sequence: (job, index) for index, sequence in enumerate(job.sequences)}
+
+    def _sequence(self, job: Job, options: GenerationOptions, shares_cache: bool) -> Sequence:
+        constraint = None if job.form is None else job.form.constraint()
+        return Sequence(job.row, options, self._processor.tokenizer, constraint=constraint, shares_cache=shares_cache)
 
     def cancel(self, job: Job) -> None:
         """Free a job's rows."""
@@ -189,9 +195,11 @@ class Rows:
             job.open -= 1
             self.counts[f"finished {token.finish_reason}"] += 1
             self.counts[f"tokens {job.row.mode}"] += len(token.sequence.tokens)
+            self.counts["accepted"] += token.sequence.accepted
+            self.counts["rejected"] += token.sequence.rejected
         last = token.finish_reason is not None and not job.open
         details = token.text, token.token, token.logprob, token.top_logprobs, token.finish_reason, token.error
-        job.deliver(Delivery(index, *details, last))
+        job.deliver(Delivery(index, *details, last, token.tool_calls))
 
     def clear(self) -> list[Job]:
         """Forget all rows after a step that failed; their jobs, each once."""

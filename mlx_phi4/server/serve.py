@@ -10,16 +10,19 @@ from collections.abc import Callable
 
 import h11
 import uvicorn
+import websockets  # noqa: F401, which uvicorn asks for only when it starts
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..distributed import leave
 from ..errors import Phi4Error
 from .app import make_app
 from .engine import Engine
+from .realtime_events import LARGEST_MESSAGE
 from .service import Service
 
 HEAD_SECONDS = 20  # that a client may take to send a request's head
 CLOSING_SECONDS = 5  # for the last bytes of answers that were ended
+PONG_SECONDS = 120  # for a sign of life on a WebSocket; one that sends too fast is not read for a while
 FILES = 8192  # connections and temporary files, where the system allows so many
 
 
@@ -62,7 +65,9 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             make_app(service),
             http=PatientProtocol,
-            ws="none",
+            ws="websockets-sansio",
+            ws_max_size=LARGEST_MESSAGE,
+            ws_ping_timeout=PONG_SECONDS,
             lifespan="off",
             log_config=None,
             access_log=False,

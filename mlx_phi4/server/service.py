@@ -2,12 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 import anyio
 from anyio import to_thread
 
+from ..errors import Phi4Error
+from ..generation.structured import token_table
+from ..generation.tool_choice import answer_form
 from ..inputs.processor import Processor
 from ..modalities import Mode, chosen_adapter
 from .engine import Engine
@@ -20,6 +25,7 @@ from .requests import Ask
 
 Result = TypeVar("Result")
 PREPARING = 4  # threads that read pictures, recordings and long texts at once
+COMPILING = 2  # grammars at once; whoever asks for none waits for none
 TRANSCRIBING = 8  # recordings that are on their way at once; each holds a thread
 SILENCE = 5.0  # seconds without a token after which somebody looks whether the engine is alive
 
@@ -30,7 +36,8 @@ class Settings:
 
     ``hosts`` are the names that a Host header may have, None for any; ``origins`` the web pages that may call;
     ``media_hosts`` those that pictures are fetched from; ``max_body`` bytes of a request; ``max_requests`` that are
-    being read, waiting or answered; ``adapter`` that of requests whose model's name has none.
+    being read, waiting or answered; ``think_first`` whether thoughts may come before an answer in a given form;
+    ``adapter`` that of requests whose model's name has none.
     """
 
     temperature: float = 0.0
@@ -41,6 +48,7 @@ class Settings:
     max_requests: int = 512
     max_rows: int = 32
     reasoning_in_content: bool = False
+    think_first: bool = False
     media_hosts: frozenset[str] = frozenset()
     adapter: str | None = None
 
@@ -59,6 +67,7 @@ class Service:
         self.draining = False
         self.in_flight = 0  # requests that the engine works for, or will
         self.held = 0  # bytes of bodies in memory
+        self.compiling = anyio.CapacityLimiter(COMPILING)
         self.preparing = anyio.CapacityLimiter(PREPARING)
         self.transcribing = anyio.CapacityLimiter(TRANSCRIBING)
 
@@ -66,6 +75,8 @@ class Service:
         """The model is there: answer from now on."""
         self.processor = engine.processor
         chosen_adapter(self.settings.adapter, Mode.TEXT, engine.processor.adapters)
+        with suppress(Phi4Error):  # without the library whoever asks for a form is told so
+            token_table(self.processor.tokenizer)  # no other thread runs for the second that this takes
         self.names = ModelNames(name, engine.processor.adapters, self.settings.adapter)
         self.metrics.show(engine)
         self.engine = engine
@@ -91,6 +102,19 @@ class Service:
         """Call what reads media or long texts, in a thread of its own."""
         return await to_thread.run_sync(prepare, *arguments, limiter=self.preparing)
 
+    async def formed(self, ask: Ask) -> Ask:
+        """An ask with the form of its answers, if they have one. Raises RequestError."""
+        tools, options = ask.rows[0].tools, ask.answers[0][0]
+        if not tools and ask.grammar is None:
+            return ask
+        make = partial(answer_form, tools, options, self.processor.tokenizer)
+        try:
+            form = await to_thread.run_sync(make, limiter=self.compiling)
+        except Phi4Error as error:  # which begins with what it is about
+            param = str(error).partition(" ")[0]
+            raise RequestError(str(error), param=param, code="invalid_value") from None
+        return replace(ask, form=form)
+
 
 @dataclass
 class Asked:
@@ -105,7 +129,7 @@ class Asked:
         self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue()
         first = 0
         for row, answers in zip(self.ask.rows, self.ask.answers, strict=True):
-            job = Job(row, answers, self._deliverer(first), salt=self.ask.salt)
+            job = Job(row, answers, self._deliverer(first), salt=self.ask.salt, form=self.ask.form)
             self.service.metrics.follow(job)
             self.jobs.append(job)
             first += len(answers)

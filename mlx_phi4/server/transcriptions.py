@@ -3,7 +3,7 @@
 import math
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from anyio import to_thread
@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..transcription.tasks import LANGUAGES, PROMPTS, language_name
+from ..transcription.tasks import PROMPTS
 from ..transcription.transcriber import Transcriber
 from ..transcription.transcript import Segment, Transcript
 from . import fields
@@ -20,6 +20,7 @@ from .errors import RequestError, error_body, status_of
 from .fields import one_of, refused, required, text, unsupported, wrong
 from .hearing import Hearing, Recording
 from .service import Service, check_multimodal, note
+from .transcript_fields import finite, language
 from .wire import EventStream, Json, server_sent, unless_gone
 
 PIECES = 8  # of one recording that are decoded at once
@@ -46,13 +47,6 @@ def _flag(value: str, name: str) -> bool:
     return value.lower() in ("true", "1")
 
 
-def _language(value: str, name: str) -> str:
-    found = language_name(value)
-    if found not in LANGUAGES.values():
-        raise wrong(name, value, ", ".join(LANGUAGES))
-    return found
-
-
 def _granularity(value: str, name: str) -> str:
     if value == "word":
         raise unsupported(name, "word is not supported: this model knows the times of segments only")
@@ -68,7 +62,7 @@ TRANSLATION = {
     "user": text,
 }
 TRANSCRIPTION = TRANSLATION | {
-    "language": _language,
+    "language": language,
     "timestamp_granularities[]": _granularity,
     "timestamp_granularities": _granularity,
     **dict.fromkeys(("include[]", "include", "chunking_strategy", "known_speaker_names[]"), refused),
@@ -96,10 +90,13 @@ class Transcriptions:
         note(request.scope, model=recording.found["model"], mode="speech")
         hearing = Hearing(self.service, recording)
         if recording.found.get("stream"):
-            if recording.response_format not in ("json", "text"):
-                raise unsupported("stream", "goes with response_format json or text")
+            if recording.response_format not in ("json", "text", "verbose_json"):
+                raise unsupported("stream", "goes with response_format json, text or verbose_json")
             note(request.scope, stream=True)
-            return EventStream(self._events(hearing, request.scope), lambda: hearing.close(request.scope))
+            events = self._events(
+                hearing, _segment if recording.response_format == "verbose_json" else None, request.scope
+            )
+            return EventStream(events, lambda: hearing.close(request.scope))
         try:
             transcript = await unless_gone(request, hearing.run())
         finally:
@@ -149,9 +146,9 @@ class Transcriptions:
         options |= {"batch_size": rows, "adapter": adapter}
         return Transcriber(task=task, prompt=prompt, context=found.get("prompt"), **options)
 
-    async def _events(self, hearing: Hearing, scope: dict) -> AsyncGenerator[str, None]:
+    async def _events(self, hearing: Hearing, shown: Callable | None, scope: dict) -> AsyncGenerator[str, None]:
         try:
-            async for event in server_sent(hearing.events()):
+            async for event in server_sent(hearing.events(shown)):
                 yield event
         except Exception as error:
             body = error_body(error)
@@ -196,7 +193,6 @@ def rendered(transcript: Transcript, recording: Recording) -> Response:
 
 def _segment(index: int, segment: Segment) -> dict:
     """OpenAI's fields, and the doubts that remain."""
-    finite = segment.avg_logprob is not None and math.isfinite(segment.avg_logprob)
     return {
         "id": index,
         "seek": 0,
@@ -205,7 +201,7 @@ def _segment(index: int, segment: Segment) -> dict:
         "text": segment.text,
         "tokens": segment.tokens,
         "temperature": segment.temperature,
-        "avg_logprob": segment.avg_logprob if finite else None,
+        "avg_logprob": finite(segment.avg_logprob),
         "compression_ratio": segment.compression_ratio,
         "no_speech_prob": float(segment.no_speech),
         "flags": list(segment.flags),

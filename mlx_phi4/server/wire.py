@@ -99,8 +99,10 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[str, None], close: Callable[[], None]):
-        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+    def __init__(
+        self, events: AsyncGenerator[str, None], close: Callable[[], None], headers: dict[str, str] | None = None
+    ):
+        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"} | (headers or {}))
         self._events, self._close = events, close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

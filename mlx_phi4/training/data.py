@@ -17,7 +17,7 @@ from .lines import Line, Preference, as_json, read_line, read_lines
 SETS = ("train", "valid", "test")
 HUB_SETS = {"train": ("train",), "valid": ("valid", "validation", "dev"), "test": ("test",)}
 MOST_HELD_OUT = 200  # examples
-NAMED = 5  # lines in a message
+NAMED_AT_MOST = 5  # lines in a message
 ANSWERS, PREFERENCES = "answers", "preferences"  # what is learnt from
 
 
@@ -128,8 +128,8 @@ def _where(line: Line | Preference) -> str:
 
 
 def _told(part: DataSet, longest: int) -> str:
-    shown = ", ".join(where.rpartition(", ")[2] for where in part.skipped[:NAMED])
-    more = f" and {len(part.skipped) - NAMED} more" if len(part.skipped) > NAMED else ""
+    shown = ", ".join(where.rpartition(", ")[2] for where in part.skipped[:NAMED_AT_MOST])
+    more = f" and {len(part.skipped) - NAMED_AT_MOST} more" if len(part.skipped) > NAMED_AT_MOST else ""
     return (
         f"{part.name}.jsonl: {len(part.skipped)} left out, whose answers do not fit into {longest} tokens: "
         f"{shown}{more}"

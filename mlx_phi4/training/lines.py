@@ -1,7 +1,7 @@
 """What a line of a data file says: messages with answers, media located relative to the file, and how to check them.
 
-Each line may have another of the forms in ``FORMS``; a line of preferences has ``chosen`` and ``rejected`` in place of
-its answer.
+Each line may have another of the forms in ``LINE_FORMS``; a line of preferences has ``chosen`` and ``rejected`` in
+place of its answer.
 """
 
 import json
@@ -17,7 +17,7 @@ from ..inputs.processor import Request
 from ..modalities import MODALITIES
 from ..transcription.tasks import PROMPTS
 
-FORMS = "messages; prompt and completion; question and answer; audio and text; or text"
+LINE_FORMS = "messages; prompt and completion; question and answer; audio and text; or text"
 ADDRESS = ("data:", "http://", "https://", "file:")  # sources that are no paths relative to the file
 
 
@@ -87,7 +87,7 @@ def _line(values: dict, where: str, folder: Path) -> Line:
         if not values["text"].strip():
             raise Phi4Error("text is empty")
         return Line(where, Request(values["text"], raw=True), adapter=_adapter(values))
-    raise Phi4Error(f"has the keys {', '.join(map(repr, values)) or 'none'}, expected {FORMS}")
+    raise Phi4Error(f"has the keys {', '.join(map(repr, values)) or 'none'}, expected {LINE_FORMS}")
 
 
 def _turns(prompt, answer, asked: str, answered: str) -> list[dict]:

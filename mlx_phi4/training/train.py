@@ -45,7 +45,7 @@ def train_adapter(
         model: a folder or a hub id as ``load`` has it; or a loaded model with its ``processor``, which belongs to the
             run from then on.
         data: a folder with train.jsonl and perhaps valid.jsonl, one such file, or a data set of the hub; what a line
-            may hold is told in ``lines.FORMS``.
+            may hold is told in ``lines.LINE_FORMS``.
         options: see ``options.TrainingOptions``.
 
     Raises:

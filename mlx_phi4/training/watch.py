@@ -9,7 +9,7 @@ import numpy as np
 from .examples import Example
 
 WINDOWS = 3  # stretches of updates that are compared
-SHORTEST = 10  # updates of a stretch
+SHORTEST_WATCH = 10  # updates of a stretch
 FALL = 0.01  # of the loss from the first stretch to a later one: less is no progress
 NEAR = 0.85  # of the loss of guessing: above it nothing is known of the inputs
 OPENING = 8  # tokens of an answer that are guessed each by their place
@@ -42,7 +42,7 @@ class Watch:
 
     def __init__(self, guess: float, updates: int, warmup: int):
         self.guess, self.warmup = guess, warmup
-        self.window = max(updates // 8, SHORTEST)
+        self.window = max(updates // 8, SHORTEST_WATCH)
         self.losses: list[float] = []
 
     def add(self, loss: float) -> None:

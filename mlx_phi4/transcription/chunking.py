@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
     import numpy as np
 
     from ..audio.reader import Recording
+    from ..audio.segmentation import Piece
     from ..config import Config
 
 SEGMENT_SECONDS, PAUSE = 30.0, 0.5
@@ -101,14 +102,20 @@ def read_chunks(source: Any, options: ChunkingOptions) -> Iterator[AudioChunk | 
             yield item
 
 
-def _read_segments(recording: "Recording", options: ChunkingOptions) -> Iterator[AudioChunk | RecordingEnd]:
+def chunk_of(piece: "Piece") -> AudioChunk:
+    """A piece of sound as the model takes it."""
     from ..audio.preprocess import prepare_clip
+
+    return AudioChunk(piece.start_seconds, piece.end_seconds, prepare_clip((piece.samples, piece.rate)))
+
+
+def _read_segments(recording: "Recording", options: ChunkingOptions) -> Iterator[AudioChunk | RecordingEnd]:
     from ..audio.segmentation import pieces
 
     part, found = _Part(recording), False
     for piece in pieces(part, longest=options.segment_seconds, pause=options.pause, clips=options.clips):
         found = True
-        yield AudioChunk(piece.start_seconds, piece.end_seconds, prepare_clip((piece.samples, piece.rate)))
+        yield chunk_of(piece)
     where = "" if options.clips is None else " in the given part"
     yield RecordingEnd(part.duration, () if found else (f"no speech found{where}",))
 

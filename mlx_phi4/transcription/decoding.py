@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..audio.preprocess import Clip
     from ..generation.pool import AnswerPool
     from ..generation.responses import GenerationResponse
-    from ..inputs.processor import Processor
+    from ..inputs.processor import Processor, Request
     from ..model import Phi4
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -104,50 +104,101 @@ class SegmentDecoder:
         next attempt at a doubtful one: a piece that goes on and on holds nobody up. Rows hold no more sound together
         than ``batch_size`` windows of the encoder.
         """
-        from ..generation.pool import AnswerPool
-
-        waiting: deque[_Slot] = deque()  # in the order of the items, the answered ones too
         source, given_back = iter(items), None
-        with self._pool() if self._pool else AnswerPool(self._model, self._processor) as pool:
+        with self.begin() as pieces:
             while True:
-                while len(pool) < self._options.batch_size:
+                while len(pieces.pool) < self._options.batch_size:
                     pair, given_back = given_back or next(source, None), None
                     if pair is None:
                         break
-                    if isinstance(pair[1], AudioChunk) and self._too_much(waiting, pair[1]):
+                    if not pieces.room(pair[1]):
                         given_back = pair
                         break
-                    waiting.append(_Slot(*pair))
-                    if isinstance(pair[1], AudioChunk):
-                        self._ask(pool, waiting[-1])
-                for slot, answer in pool.step() if len(pool) else ():
-                    self._judge(pool, slot, answer)
-                while waiting and waiting[0].result is not None:
-                    slot = waiting.popleft()
-                    yield slot.key, slot.result
-                if not waiting and not given_back and pair is None:
+                    pieces.put(*pair)
+                pieces.step()
+                yield from pieces.ready()
+                if not pieces and not given_back and pair is None:
                     return
 
-    def _too_much(self, waiting: "Iterable[_Slot]", piece: AudioChunk) -> bool:
-        held = [slot.item.seconds for slot in waiting if slot.result is None]
-        return bool(held) and sum(held) + piece.seconds > self._options.batch_size * WINDOW_SECONDS
+    def begin(self) -> "PiecesInHand":
+        """Begin to decode pieces that are put in one by one; a context manager."""
+        from ..generation.pool import AnswerPool
 
-    def _ask(self, pool: "AnswerPool", slot: "_Slot") -> None:
-        """Begin the next attempt at a piece, a temperature higher than the last one."""
+        pool = self._pool() if self._pool else AnswerPool(self._model, self._processor)
+        return PiecesInHand(pool, self._question, self._options)
+
+
+class PiecesInHand:
+    """Pieces that are being decoded; results come in the order in which pieces were put in.
+
+    ``pool`` answers them, and may be asked other things with keys of one's own.
+    """
+
+    def __init__(self, pool: "AnswerPool", question: Question, options: DecodingOptions):
+        self.pool, self._question, self._options = pool, question, options
+        self._waiting: deque[_Slot] = deque()  # in the order of the items, the answered ones too
+
+    def __enter__(self) -> "PiecesInHand":
+        self.pool.__enter__()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.pool.__exit__(*exception)
+
+    def __len__(self) -> int:
+        """Items whose results were not taken yet."""
+        return len(self._waiting)
+
+    def room(self, item: Any) -> bool:
+        """Whether an item can be begun now: rows hold no more sound than ``batch_size`` windows."""
+        if not isinstance(item, AudioChunk):
+            return True
+        held = [slot.item.seconds for slot in self._waiting if slot.result is None]
+        fits = sum(held) + item.seconds <= self._options.batch_size * WINDOW_SECONDS
+        return not held or (fits and len(self.pool) < self._options.batch_size)
+
+    def put(self, key: Any, item: Any) -> None:
+        """Begin a piece; what is not ``AudioChunk`` is its own result."""
+        self._waiting.append(_Slot(key, item))
+        if isinstance(item, AudioChunk):
+            self._ask(self._waiting[-1])
+
+    def step(self) -> "list[tuple[Any, GenerationResponse]]":
+        """One step for all; answers to what others asked of the pool."""
+        others = []
+        for key, answer in self.pool.step() if len(self.pool) else ():
+            if isinstance(key, _Slot):
+                self._judge(key, answer)
+            else:
+                others.append((key, answer))
+        return others
+
+    def ready(self) -> Iterator[tuple[Any, Any]]:
+        """Take the results whose turn it is: pairs (key, Segment or error, or what was put in)."""
+        while self._waiting and self._waiting[0].result is not None:
+            slot = self._waiting.popleft()
+            yield slot.key, slot.result
+
+    def question(self, piece: AudioChunk) -> "Request":
+        """What is asked about a piece."""
         from ..inputs.processor import Request
 
+        return Request(self._question.prompt, audios=[piece.clip], adapter=self._options.adapter)
+
+    def _ask(self, slot: "_Slot") -> None:
+        """Begin the next attempt at a piece, a temperature higher than the last one."""
         number = len(slot.attempts)
-        pool.ask(
+        self.pool.ask(
             slot,
-            Request(self._question.prompt, audios=[slot.item.clip], adapter=self._options.adapter),
-            max_tokens=self._limit(slot.item),
+            self.question(slot.item),
+            max_tokens=self.limit(slot.item),
             temperature=self._options.temperatures[number],
             seed=self._options.seed + number,
             logprobs=0,
             media_cache=slot.media,
         )
 
-    def _judge(self, pool: "AnswerPool", slot: "_Slot", answer: "GenerationResponse") -> None:
+    def _judge(self, slot: "_Slot", answer: "GenerationResponse") -> None:
         """Keep an attempt, and try again where it fails a guard."""
         if answer.error is not None:
             slot.finish(answer.error)
@@ -155,11 +206,11 @@ class SegmentDecoder:
         temperature = self._options.temperatures[len(slot.attempts)]
         slot.attempts.append(self._segment(slot.item, answer, temperature))
         if self._doubtful(slot.attempts[-1]) and len(slot.attempts) < len(self._options.temperatures):
-            self._ask(pool, slot)
+            self._ask(slot)
             return
         slot.finish(self._best(slot.attempts))
 
-    def _limit(self, piece: AudioChunk) -> int:
+    def limit(self, piece: AudioChunk) -> int:
         """Most tokens of an answer."""
         if self._options.max_tokens is not None:
             return self._options.max_tokens

@@ -26,6 +26,7 @@ from .outputs import (
     prepare_folder,
     write_outputs,
 )
+from .plot import check_plot, plot_transcript
 from .progress import Progress
 from .records import Standing, job_of, run_of
 from .transcriber import Transcriber
@@ -79,6 +80,7 @@ def transcribe_files(
     jobs: int = 2,
     verbose: bool = False,
     quiet: bool = True,
+    plot: str | Path | None = None,
     **options,
 ) -> Summary:
     """Transcribe files and folders, and write each recording's outputs as soon as it is through.
@@ -101,6 +103,7 @@ def transcribe_files(
         jobs: recordings that are read at once, ahead of the model.
         verbose: show the texts on standard error, too, as is done on a terminal for a single recording.
         quiet: only failures on standard error.
+        plot: where to draw the only recording, see ``plot.plot_transcript``; also where it was done before.
         options: the keywords of ``Transcriber``.
 
     Raises:
@@ -112,6 +115,8 @@ def transcribe_files(
     transcriber = Transcriber(**options)
     formats = check_formats(format, max_line_width)
     found, problems = find_recordings([sources] if isinstance(sources, (str, Path)) else sources, recursive)
+    if plot is not None:
+        plot = _check_plot(plot, found, problems)
     planned = _planned(found, formats, output_dir, output_template, stdout)
     check_adapters(adapters or {})
     run = run_of(transcriber, model, revision, max_line_width, adapters)
@@ -119,8 +124,15 @@ def transcribe_files(
     ranks = join("data")
     sizes, before, refused = _shared(planned, overwrite, ranks)
     show, summary = Progress(quiet, verbose), Summary()
+    drawn = plot is not None and bool(before)  # the only recording was done before: it is only drawn
+    if drawn:
+        sizes, before = [job.found.size for job in before], []
 
     def deliver(job: Job, transcript: Transcript) -> None:
+        if plot is not None:
+            plot_transcript(transcript, job.found.path, plot)
+        if drawn:
+            return
         if job.outputs:
             write_outputs(transcript, job, max_line_width)
         else:
@@ -145,6 +157,13 @@ def transcribe_files(
     summary = Summary(*ranks.gather(astuple(summary))[0])
     ranks.gather(None)  # mlx.launch ends the others with the first that fails: all say first what they have to say
     return summary
+
+
+def _check_plot(plot: str | Path, found: list[Found], problems: list[str]) -> Path:
+    """Raises Phi4Error: it cannot be drawn, or is not of one file."""
+    if len(found) + len(problems) != 1 or (found and not found[0].is_file):
+        raise Phi4Error("--plot draws one recording, which is a file")
+    return check_plot(plot)
 
 
 def _planned(

@@ -12,11 +12,14 @@ from hashlib import blake2b
 import numpy as np
 from PIL import Image
 
+from ..arguments.kinds import integer
+from ..arguments.names import takes
 from ..config import CROP_SIZE, PATCH_SIZE
 from ..errors import MediaError
 from .reader import read_picture
 
 MAX_CROPS = 36
+crops_kind = integer(1, MAX_CROPS)
 PATCHES = CROP_SIZE // PATCH_SIZE  # per side of a view
 CELLS = PATCHES // 2  # per side of a view, after 2x2 pooling
 MIN_SIDE = 10  # pixels of the resized picture; the published code refuses less
@@ -60,8 +63,7 @@ class Picture:
     @property
     def tokens(self) -> int:
         """Length in tokens: crops with a separator per row, one separator, the global view."""
-        rows, columns = self.kept_cells
-        return rows * (columns + 1) + 1 + CELLS * (CELLS + 1)
+        return _tokens(self.kept)
 
     @property
     def kept_by_view(self) -> list[tuple[int, int]]:
@@ -78,11 +80,13 @@ class Picture:
         return np.stack([self.global_view if i == 0 else _scale(self.crops[i - 1]) for i in views])
 
 
-def prepare_picture(source) -> Picture:
+@takes(max_crops=crops_kind)
+def prepare_picture(source, max_crops: int = MAX_CROPS) -> Picture:
     """Read, resize and cut one picture.
 
     Args:
         source: see ``reader.read_picture``; a ``Picture`` passes.
+        max_crops: most crops beside the global view, 1 to 36: fewer take fewer tokens and show less detail.
 
     Raises:
         MediaError: it cannot be read, or its shape is too extreme.
@@ -91,7 +95,28 @@ def prepare_picture(source) -> Picture:
         return source
     image, name = read_picture(source)
     width, height = image.size
-    columns, rows = _grid(width, height)
+    (rows, columns), size, kept = _layout(width, height, max_crops, name)
+    wide, high = CROP_SIZE * columns, CROP_SIZE * rows
+    canvas = np.full((high, wide, 3), 255, np.uint8)
+    canvas[: size[1], : size[0]] = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+    crops = canvas.reshape(rows, CROP_SIZE, columns, CROP_SIZE, 3).swapaxes(1, 2)
+    return Picture(
+        global_view=_bicubic(canvas),
+        crops=np.ascontiguousarray(crops).reshape(-1, CROP_SIZE, CROP_SIZE, 3),
+        grid=(rows, columns),
+        kept=kept,
+    )
+
+
+def picture_tokens(width: int, height: int, max_crops: int = MAX_CROPS) -> int:
+    """Tokens of a picture of this size, known before it is decoded. Raises MediaError as ``prepare_picture``."""
+    _, _, kept = _layout(width, height, max_crops, "picture")
+    return _tokens(kept)
+
+
+def _layout(width: int, height: int, max_crops: int, name: str) -> tuple[tuple, tuple, tuple]:
+    """Rows and columns of crops, width and height in pixels on them, rows and columns of patches that are picture."""
+    columns, rows = _grid(width, height, max_crops)
     wide, high = CROP_SIZE * columns, CROP_SIZE * rows
     # keep the aspect: the side that needs the smaller factor fills its crops
     if wide / width < high / height:
@@ -103,27 +128,23 @@ def prepare_picture(source) -> Picture:
             f"{name}: a picture of {width} x {height} pixels is too elongated "
             f"(it would be resized to {size[0]} x {size[1]}; at least {MIN_SIDE} are needed)"
         )
-    canvas = np.full((high, wide, 3), 255, np.uint8)
-    canvas[: size[1], : size[0]] = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
-    crops = canvas.reshape(rows, CROP_SIZE, columns, CROP_SIZE, 3).swapaxes(1, 2)
-    return Picture(
-        global_view=_bicubic(canvas),
-        crops=np.ascontiguousarray(crops).reshape(-1, CROP_SIZE, CROP_SIZE, 3),
-        grid=(rows, columns),
-        kept=(
-            PATCHES * rows - (high - size[1]) // PATCH_SIZE,
-            PATCHES * columns - (wide - size[0]) // PATCH_SIZE,
-        ),
-    )
+    kept = PATCHES * rows - (high - size[1]) // PATCH_SIZE, PATCHES * columns - (wide - size[0]) // PATCH_SIZE
+    return (rows, columns), size, kept
 
 
-def _grid(width: int, height: int) -> tuple[int, int]:
-    """Columns and rows of crops: as many as the picture covers, or the nearest shape below 37."""
+def _tokens(kept: tuple[int, int]) -> int:
+    """Crops with a separator per row, one separator, the global view; after 2x2 pooling."""
+    rows, columns = (math.ceil(side / 2) for side in kept)
+    return rows * (columns + 1) + 1 + CELLS * (CELLS + 1)
+
+
+def _grid(width: int, height: int, max_crops: int) -> tuple[int, int]:
+    """Columns and rows of crops: as many as the picture covers, or the nearest shape of at most ``max_crops``."""
     columns, rows = math.ceil(width / CROP_SIZE), math.ceil(height / CROP_SIZE)
-    if columns * rows <= MAX_CROPS:
+    if columns * rows <= max_crops:
         return columns, rows
     best, best_gap = (1, 1), math.inf
-    for shape in _shapes():
+    for shape in _shapes(max_crops):
         gap = abs(width / height - shape[0] / shape[1])
         large = width * height > 0.5 * CROP_SIZE**2 * shape[0] * shape[1]
         if gap < best_gap or (gap == best_gap and large):
@@ -132,11 +153,11 @@ def _grid(width: int, height: int) -> tuple[int, int]:
 
 
 @cache
-def _shapes() -> list[tuple[int, int]]:
-    """All (columns, rows) of at most 36 crops, by area; equal areas in the published order."""
-    sides = range(1, MAX_CROPS + 1)
+def _shapes(most: int) -> list[tuple[int, int]]:
+    """All (columns, rows) of at most so many crops, by area; equal areas in the published order."""
+    sides = range(1, most + 1)
     # a set, as in the published code: its order breaks ties between equal areas
-    shapes = {(i, j) for n in sides for i in range(1, n + 1) for j in range(1, n + 1) if i * j <= MAX_CROPS}
+    shapes = {(i, j) for n in sides for i in range(1, n + 1) for j in range(1, n + 1) if i * j <= most}
     return sorted(shapes, key=lambda shape: shape[0] * shape[1])
 
 
