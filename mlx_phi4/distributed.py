@@ -77,6 +77,11 @@ def fails(line: str) -> bool:
     return True
 
 
+def is_lost() -> bool:
+    """Whether this run ends because a rank was lost; collectives may break a moment before that is known."""
+    return _here is not None and _here.size > 1 and _here.is_lost()
+
+
 def leave(code: int) -> None:
     """Part from the others with this exit code."""
     if _here is not None:

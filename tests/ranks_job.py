@@ -5,6 +5,7 @@ ranks_job.py killed WHEN COMMAND ...
 ranks_job.py serving TEST...
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -110,8 +111,9 @@ def killed(when, command, *arguments):
         _arm(when)
     sys.argv = ["mlx_phi4", command, *arguments]
     from mlx_phi4.__main__ import main
+    from mlx_phi4.commands import cli
 
-    main()
+    cli.run(main)
 
 
 def _arm(when):
@@ -138,6 +140,35 @@ def _arm(when):
         following.Follower._step = dying
 
 
+def rows(folder):
+    """Rows with all kinds of caches, forks, trims and media of many parts get what they get alone."""
+    from cases import picture
+    from test_batch import random_request
+
+    from mlx_phi4 import distributed
+    from mlx_phi4.commands import ranks
+    from mlx_phi4.evaluation.scoring import score_continuations
+
+    (model, processor), (alone, _) = ranks.loaded(folder), mlx_phi4.load(folder)
+    random = np.random.default_rng(1)
+    requests = [
+        dataclasses.replace(request, options=own) for request, own in (random_request(random) for _ in range(12))
+    ]
+    requests.append(Request("Tell.", images=[picture(900, 1340)], options={"max_tokens": 3}))
+    caches = [mlx_phi4.PromptCache(), mlx_phi4.PromptCache()]
+    found = []
+    for each, cache in zip((model, alone), caches, strict=True):
+        answers = batch_generate(each, processor, requests)
+        answers += batch_generate(each, processor, ["Tell me."], n=3, temperature=1.0, seed=3, max_tokens=6)
+        tokens = [answer.tokens for answer in answers]
+        asked = {"prompt_cache": cache, "max_tokens": 4}
+        texts = [mlx_phi4.generate(each, processor, prompt, **asked) for prompt in ("Tell me.", "Tell you.")]
+        scores = score_continuations(each, [([1, 2], [3]), ([1, 2], [4, 5])])
+        found.append((tokens, texts, [round(score.logprob, 3) for score in scores]))
+    assert found[0] == found[1], found
+    distributed.leave(0)
+
+
 def serving(*tests):
     """Rank 0 runs tests of the server with a model that the other ranks share with it."""
     import pytest
@@ -153,4 +184,10 @@ def serving(*tests):
 
 
 if __name__ == "__main__":
-    {"same": same, "killed": killed, "serving": serving}[sys.argv[1]](*sys.argv[2:])
+    import click
+
+    try:
+        jobs = {"same": same, "killed": killed, "rows": rows, "serving": serving}
+        jobs[sys.argv[1]](*sys.argv[2:])
+    except click.exceptions.Exit as stop:  # a rank that followed
+        sys.exit(stop.exit_code)

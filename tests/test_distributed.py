@@ -275,6 +275,10 @@ def test_one_answer_of_two_ranks():
     assert second == (0, "", "")
 
 
+def test_rows_of_a_led_model_get_what_they_get_alone(checkpoint):
+    assert launch("rows", checkpoint(), program=JOB) == [(0, "", "")] * 2
+
+
 def test_a_chat_under_the_launcher_itself():
     """It never passes on the end of its input, and spins when that has ended: its input is held open."""
     port = free_ports(1)[0]
@@ -308,7 +312,7 @@ def test_a_rank_that_dies_ends_the_others(when):
     began = time.monotonic()
     ask = ["generate", "--model", "phi4-tiny", "-p", "What is the capital of France?", "--quiet"]
     (code, out, err), (killed, _, _) = launch("killed", when, *ask, program=JOB)
-    assert (code, killed) == (2, -signal.SIGKILL) and out in ("", "Paris")
+    assert (code, killed) == (2, -signal.SIGKILL) and out in ("", "Paris"), err
     assert err.splitlines() == ["error: rank 1 (127.0.0.1) is gone: it ended, or is not heard any more"]
     assert time.monotonic() - began < 60
 

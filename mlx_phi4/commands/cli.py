@@ -203,6 +203,8 @@ def run(command: click.Command) -> None:
         distributed.leave(stop.code if isinstance(stop.code, int) else 0)
         raise
     except BaseException:
+        if distributed.is_lost():  # whatever broke by it: one line was said
+            sys.exit(distributed.FAILED)
         distributed.leave(1)
         raise
     distributed.leave(0)

@@ -49,7 +49,7 @@ class Ranks:
         self.busy = self._all_needed = False  # whether this process cannot go on without rank 0, or without any
         if mode == "tensor":
             self.need_all()
-        self._ending = False
+        self._ending = self._told_to_end = False
         self._why: str | None = None
         self._group: Any = None
 
@@ -78,6 +78,8 @@ class Ranks:
                 self._group = mx.distributed.init(strict=True, backend=backend)
             except (RuntimeError, ValueError) as error:
                 raise Phi4Error(f"the processes of this run cannot reach each other: {error}") from None
+            # MLX holds Python up while it waits for its neighbours: none may be lost before all have found them
+            self.gather(None)
         return self._group
 
     def name(self, rank: int) -> str:
@@ -127,6 +129,11 @@ class Ranks:
         with self._lock:
             self._ending, self._why = True, line
         return self.rank > 0
+
+    def is_lost(self) -> bool:
+        """Whether a rank was lost, waiting a moment for the news."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self.lost) or self._told_to_end, LAST_SECONDS)
 
     def leave(self, code: int) -> None:
         """Part from the others with this exit code."""
@@ -199,7 +206,8 @@ class Ranks:
         with self._lock:
             if self._ending:
                 return
-            self._ending = True
+            self._ending = self._told_to_end = True
+            self._changed.notify_all()
             lines = dict(self._lines)
         if line is not None:
             say_error(line)
