@@ -23,11 +23,6 @@ def _one_line(text: str) -> str:
     plain = (" " if c.isspace() else c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return "".join(plain)
 
-    def __init__(self, message: object = ""):
-        # names of files may hold what no terminal or log file takes, and line breaks
-        text = str(message).encode("utf-8", "backslashreplace").decode("utf-8")
-        super().__init__(" ".join(text.splitlines()))
-
 
 class ConfigError(Phi4Error):
     """A ``config.json`` that lacks what is needed or asks for what is not supported."""

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from serving import running
 
-from mlx_phi4.server.page import LIBRARY, SOURCES, joined
+from mlx_phi4.server.page import MARKDOWN_LIBRARY, SOURCES, joined
 
 MOST_LINES = 220  # of a script
-SCRIPTS = sorted(path for path in SOURCES.glob("*.js") if path.name != LIBRARY)
+SCRIPTS = sorted(path for path in SOURCES.glob("*.js") if path.name != MARKDOWN_LIBRARY)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def source(text):
 
 def test_nothing_comes_from_another_host():
     for path in SOURCES.iterdir():
-        if path.name in (LIBRARY, "marked.LICENSE"):
+        if path.name in (MARKDOWN_LIBRARY, "marked.LICENSE"):
             continue
         addresses = set(re.findall(r"https?://[^\s\"'`)]+", path.read_text(encoding="utf-8")))
         assert addresses <= {"http://www.w3.org/2000/svg"}, path  # a name, not an address

@@ -191,6 +191,10 @@ class Asked:
             "prompt_tokens": prompt,
             "completion_tokens": self.completion_tokens,
             "total_tokens": prompt + self.completion_tokens,
+            "completion_tokens_details": {
+                "accepted_prediction_tokens": sum(each.accepted for job in self.jobs for each in job.sequences),
+                "rejected_prediction_tokens": sum(each.rejected for job in self.jobs for each in job.sequences),
+            },
             "prompt_tokens_details": {"cached_tokens": sum(job.cached_tokens for job in self.jobs)},
         }
 
