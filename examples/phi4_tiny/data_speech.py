@@ -95,6 +95,12 @@ def trimmed(samples):
     return samples[loud[0] : loud[-1] + 1]
 
 
+def silenced(rng, speech):
+    """``speech`` with digital silence at one end or both, as where recordings were cut and joined: noise that stops."""
+    before, after = (np.zeros(round(RATE * rng.uniform(0.05, 0.8)) * rng.randint(0, 1)) for _ in "ba")
+    return np.concatenate([before, speech, after])
+
+
 def recording(rng, sentences, held_out=False):
     """``sentences`` spoken by a random voice, with pauses, silence around and noise behind.
 
@@ -117,5 +123,7 @@ def recording(rng, sentences, held_out=False):
         ratio = rng.uniform(18, 26) if held_out else rng.uniform(12, 40)  # decibels
         power = np.mean(speech**2) / 10 ** (ratio / 10)
         speech = speech + np.sqrt(power) * noise(rng, len(speech), held_out)
+        if not held_out and rng.random() < 0.3:
+            speech = silenced(rng, speech)
     # 16-bit, as a file would hold it
     return (np.round(np.clip(speech, -1, 1) * 32767) / 32768).astype(np.float32)

@@ -1,13 +1,17 @@
 """Train phi4-tiny from nothing: ``python train.py --work DIR`` runs every stage, or resumes.
 
 Stages save to ``DIR/parts``; the finished model goes to ``DIR/checkpoint`` in the published
-layout. ``--stages`` runs some of them, ``--threads`` sets PyTorch's threads. ``--again STAGE``
-reopens a finished stage (raise its steps first) and drops what was built on it.
+layout. Two stages that do not need each other run side by side, each in a process of one thread, so
+that the numbers do not depend on how many cores there are. ``--stages`` runs some of them, one after
+another. ``--again STAGE`` reopens a finished stage (raise its steps first) and drops what was built on it.
 """
 
 import argparse
 import importlib
 import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +30,11 @@ STAGES = {
     "save": "train_joint:save",
 }
 
-
+# what a stage needs; of those that may begin the first in this order do
+NEEDS = {
+    "see": [], "text": [], "record": [], "hear": ["record"], "pictures": ["see"],
+    "transcribe": ["text", "hear"], "read": ["text", "pictures"], "joint": ["read", "transcribe"], "save": ["joint"],
+}  # fmt: skip
 # what a stage leaves in the work folder, and which stages build on it
 LEFT = {
     "text": ["parts/1_*"], "see": ["parts/2_*"], "pictures": ["pictures*.pt"],
@@ -53,19 +61,40 @@ def again(work, stage):
             file.unlink()
 
 
+def side_by_side(work, seed, processes=2):
+    """Run every stage, each as soon as what it needs is done. A stage that was done before ends at once."""
+    done, running, waiting = set(), {}, list(NEEDS)
+    command = [sys.executable, __file__, "--work", str(work), "--seed", str(seed), "--stages"]
+    try:
+        while waiting or running:
+            ready = [stage for stage in waiting if done.issuperset(NEEDS[stage])]
+            for stage in ready[: processes - len(running)]:
+                waiting.remove(stage)
+                running[stage] = subprocess.Popen([*command, stage])
+            time.sleep(1)
+            for stage in [stage for stage, process in running.items() if process.poll() is not None]:
+                if running.pop(stage).returncode:
+                    sys.exit(f"{stage} failed; mended, the same command goes on from here")
+                done.add(stage)
+    finally:
+        for process in running.values():
+            process.terminate()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for data and weights")
-    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--stages", nargs="+", choices=list(STAGES), help="only these, one after another")
     parser.add_argument("--again", choices=list(STAGES), help="reopen a finished stage")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     if options.again:
         again(options.work, options.again)
-    for stage in options.stages:
+    if not options.stages:
+        side_by_side(options.work, options.seed)
+    for stage in options.stages or ():
         torch.manual_seed(options.seed)
         np.random.seed(options.seed)
         random.seed(options.seed)

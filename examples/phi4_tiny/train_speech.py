@@ -13,7 +13,7 @@ from speech_encoder import encode, start_local
 from tokenizer import ASSISTANT, AUDIO, END, USER
 from torch import nn
 from torch.nn import functional as F
-from training import Trainer, answer_ids, current_model, done, keep_part, log, named, use
+from training import Trainer, answer_ids, current_model, done, keep, keep_part, log, named, use
 from transformers.models.phi4_multimodal import Phi4MultimodalFeatureExtractor
 from vocabulary import SPEECH_PROMPTS
 
@@ -37,7 +37,7 @@ def clips(work, held_out=False):
             wave = recording(rng, said, held_out)
             out = extractor(wave, sampling_rate=RATE, return_tensors="pt")
             frames.append(out["audio_input_features"][0].half())
-        torch.save({"frames": frames, "texts": texts}, file)
+        keep({"frames": frames, "texts": texts}, file)
     data = torch.load(file)
     return data["frames"], data["texts"]
 
@@ -143,7 +143,7 @@ def heard(work, model, held_out=False):
             for i in range(0, len(frames), 50):
                 x, lengths = encode(encoder, *padded(frames[i : i + 50]))
                 states += [row[:n].clone() for row, n in zip(x, lengths, strict=True)]
-        torch.save(states, file)
+        keep(states, file)
     return torch.load(file), texts
 
 

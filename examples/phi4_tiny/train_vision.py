@@ -15,7 +15,7 @@ from data_pictures import question, scene
 from packing import exact_answers, pack, packed_loss, picture_tokens
 from quantization import quantized
 from tokenizer import ASSISTANT, END, IMAGE, USER
-from training import Trainer, answer_ids, current_model, done, keep_part, log, named, use
+from training import Trainer, answer_ids, current_model, done, keep, keep_part, log, named, use
 from transformers.models.phi4_multimodal import Phi4MultimodalImageProcessor
 from vision_encoder import PATCH, encode, grid_positions
 
@@ -101,7 +101,7 @@ def pictures(work, held_out=False):
             found = [each for part in pool.starmap(encoded, calls) for each in part]
         tokens, marks, facts = zip(*found, strict=True)
         tokens = [torch.from_numpy(token).bfloat16() for token in tokens]
-        torch.save({"tokens": tokens, "marks": [*map(torch.from_numpy, marks)], "facts": list(facts)}, file)
+        keep({"tokens": tokens, "marks": [*map(torch.from_numpy, marks)], "facts": list(facts)}, file)
     data = torch.load(file)
     return data["tokens"], data["marks"], data["facts"]
 

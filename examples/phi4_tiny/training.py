@@ -31,12 +31,18 @@ def current_model(work, tokenizer):
     return model
 
 
+def keep(value, file):
+    """Write ``value`` beside ``file`` and rename it: another stage may look for it, and a run may be stopped."""
+    torch.save(value, file.with_suffix(".tmp"))
+    file.with_suffix(".tmp").rename(file)
+
+
 def keep_part(work, name, model, parameters):
     """Write a finished stage's tensors (a list of names) to ``work/parts/name.pt``."""
     state = model.state_dict()
     folder = Path(work) / "parts"
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save({key: state[key].clone() for key in parameters}, folder / f"{name}.pt")
+    keep({key: state[key].clone() for key in parameters}, folder / f"{name}.pt")
 
 
 def done(work, name):
@@ -116,8 +122,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step, "seconds": self.seconds,
         }  # fmt: skip
-        torch.save(state, self.file.with_suffix(".tmp"))
-        self.file.with_suffix(".tmp").rename(self.file)
+        keep(state, self.file)
 
     def rate(self):
         """Learning rate of this step: linear warm-up, then cosine to 2 % of the peak."""

@@ -84,7 +84,9 @@ def canvases(work, held_out=False):
             picture, marks = dense_canvas(rng, held_out)
             pixels[i] = np.asarray(picture)
             rows += [(i, m.x, m.y, *m.box, m.kind, m.color) for m in marks]
-        np.savez(file, pixels=pixels, marks=np.array(rows, np.float32))
+        beside = file.with_suffix(".tmp.npz")
+        np.savez(beside, pixels=pixels, marks=np.array(rows, np.float32))
+        beside.rename(file)
     with np.load(file) as data:
         marks = data["marks"]
         groups = np.split(marks[:, 1:], np.searchsorted(marks[:, 0], range(1, len(data["pixels"]))))
