@@ -3,6 +3,7 @@
 import enum
 import gc
 import json
+import traceback
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -219,6 +220,7 @@ def test_random_schemas_are_kept_by_random_models(tiny, loaded, temperature):
         asked = [(i, Request("x", options={"schema": each})) for i, each in enumerate(schemas)]
         ended = 0
         for index, answer in answer_each(model, processor, asked, rows=24, temperature=temperature, max_tokens=70):
+            assert not isinstance(answer, Exception), traceback.format_exception(answer)
             assert answer.finish_reason in ("stop", "length"), answer
             if answer.finish_reason == "stop":
                 ended += 1

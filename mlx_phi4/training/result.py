@@ -76,6 +76,15 @@ def write_result(
     return found
 
 
+def has_result(folder: Path) -> bool:
+    """Whether a run's folder holds what it was to come to, whole."""
+    return any(
+        (place / name).exists()
+        for place in (folder, *folder.glob("[!.]*/"))
+        for name in (ADAPTER_CONFIG, MODALITY_CONFIG)
+    )
+
+
 def find_adapters(folder: Path, slots: list[str]) -> dict[str, Path]:
     """The adapters of a run's folder by slot. Raises Phi4Error where there is none."""
     if (folder / ADAPTER_CONFIG).exists():

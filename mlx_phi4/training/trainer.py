@@ -18,6 +18,7 @@ from .order import Order
 from .packing import Parameters
 from .parts import place
 from .report import Report
+from .result import has_result
 from .schedule import make_schedule
 from .step import Learner, Sums, Updater
 from .together import Together
@@ -76,11 +77,9 @@ class Trainer:
         progress, parameters, optimizer = self._last_state()
         if parameters.keys() != self.parameters.keys():
             raise Phi4Error(f"{self.checkpoints.folder}: its checkpoint trains other parts of the model")
-        if progress.iteration >= self.options.iters:
-            raise Phi4Error(
-                f"{self.checkpoints.folder.parent}: all {progress.iteration} iterations are done; there is nothing to "
-                "go on with"
-            )
+        folder = self.checkpoints.folder.parent
+        if self.together.of_first(progress.iteration >= self.options.iters and has_result(folder)):
+            raise Phi4Error(f"{folder}: all {progress.iteration} iterations are done; there is nothing to go on with")
         self.progress, self.parameters = progress, parameters
         self.updater.restore(optimizer, progress.updates)
         self.watch.losses = list(progress.losses)
@@ -132,7 +131,7 @@ class Trainer:
                 if settled and due:
                     self._save()
                     last_saved = done
-                if settled and stop:
+                if settled and stop and done < options.iters:
                     self.report.note(f"stopped after iteration {done}; --resume goes on from there")
                     raise KeyboardInterrupt
                 if settled and options.stop_hopeless and (reason := self.watch.hopeless()):
