@@ -96,7 +96,7 @@ def test_choices_of_a_question_share_its_computation(loaded, monkeypatch):
         def as_linear(self, h):
             return embed.as_linear(h)
 
-    monkeypatch.setattr(model.model, "embed_tokens", Counting())
+    monkeypatch.setitem(model.model, "embed_tokens", Counting())  # modules are dictionaries
     score_continuations(model, [(QUESTION, [choice, 9]) for choice in range(20, 24)])
     assert seen == [(len(QUESTION),), (4,)]
 
@@ -115,7 +115,7 @@ def test_scores_need_a_context_and_room(loaded):
 
 def test_damaged_weights_are_not_scored_as_numbers(small_context, monkeypatch):
     model, _ = small_context
-    monkeypatch.setattr(model.model.norm, "weight", model.model.norm.weight * float("nan"))
+    monkeypatch.setitem(model.model.norm, "weight", model.model.norm.weight * float("nan"))
     with pytest.raises(Phi4Error, match="damaged"):
         score_continuations(model, PAIRS)
 
