@@ -124,6 +124,11 @@ def _arm(when):
         import mlx_phi4.checkpoint.weights as weights
 
         weights.Origin.part = die
+    elif when == "training":
+        from mlx_phi4.training.step import Learner
+
+        learnt, left = Learner.gradients, iter(range(3))
+        Learner.gradients = lambda *given: die() if next(left) == 2 else learnt(*given)
     elif when == "writing":
         import mlx_phi4.transcription.files as files
 

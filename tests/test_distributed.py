@@ -374,6 +374,17 @@ def test_training_on_ranks_gives_what_one_process_gives(size, tmp_path, run_comm
     assert any(abs(many[name]).max().item() > 1e-3 for name in many if "lora_B" in name)  # it did learn
 
 
+def test_a_rank_that_dies_in_training_ends_the_others_and_leaves_nothing_half_written(tmp_path):
+    lines = [json.dumps({"prompt": f"Say {word}.", "completion": word}) + "\n" for word in "abcd"]
+    (tmp_path / "train.jsonl").write_text("".join(lines))
+    options = ["--data", tmp_path / "train.jsonl", "--adapter-path", tmp_path / "mine", "--held-out", 0, "--quiet"]
+    ask = ["lora", "--train", "--model", "phi4-tiny", *options, "--batch-size", 4, "--iters", 4, "--no-plot"]
+    (code, out, err), (killed, _, _) = launch("killed", "training", *ask, program=JOB)
+    assert (code, killed, out) == (2, -signal.SIGKILL, ""), err
+    assert err.splitlines() == ["error: rank 1 (127.0.0.1) is gone: it ended, or is not heard any more"]
+    assert not list(tmp_path.glob("mine/*"))
+
+
 def test_ranks_share_a_batch_without_repeats():
     batch = list(range(7))
     shares = []
