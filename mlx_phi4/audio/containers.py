@@ -137,8 +137,10 @@ class _Media:
             raise MediaError(f"{self.name}: its sample rate changes from {self.rate} to {frame.sample_rate} Hz")
         form = frame.format.name, frame.layout.name
         if form not in converters:
-            converters[form] = av.AudioResampler(format="fltp")
-        return np.concatenate([part.to_ndarray().T for part in converters[form].resample(frame)])
+            # samples side by side: of more than 8 channels apart, PyAV looks for planes beyond those that are there
+            converters[form] = av.AudioResampler(format="flt")
+        parts = converters[form].resample(frame)
+        return np.concatenate([part.to_ndarray().reshape(-1, part.layout.nb_channels) for part in parts])
 
 
 def _silence(samples: int, channels: int) -> Iterator[np.ndarray]:

@@ -7,6 +7,8 @@ by 1/257 (the published code clips them to white).
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +78,7 @@ def _image(source: Any, name: str) -> Image.Image:
         raise MediaError(f"{name} is {shown(source)}, {EXPECTED}")
     Image.init()  # so that all formats are known, those of plug-ins, too
     try:
-        with warnings.catch_warnings():
-            # Pillow warns from 89 megapixels on and refuses from 179 on; a warning is no answer
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with _without_warnings():
             return Image.open(
                 io.BytesIO(source) if isinstance(source, bytes) else source,
                 formats=[each for each in PICTURE_FORMATS if each in Image.OPEN],
@@ -97,11 +97,20 @@ def _image(source: Any, name: str) -> Image.Image:
         raise MediaError(f"{name}: cannot be read as a picture: {error}") from None
 
 
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Pillow warns of damaged tags, and from 89 megapixels on, and refuses from 179 on; a warning is no answer."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _decoded(image: Image.Image, name: str) -> Image.Image:
     """With all pixels, so that a truncated file fails here and not in the middle of a request, and upright."""
     try:
-        image.load()
-        return ImageOps.exif_transpose(image)
+        with _without_warnings():
+            image.load()
+            return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
         raise MediaError(f"{name}: cannot be read as a picture: {error}") from None
 
