@@ -93,8 +93,12 @@ def _image(source: Any, name: str) -> Image.Image:
         empty = len(source) == 0 if isinstance(source, bytes) else source.stat().st_size == 0
         known = "JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, JPEG 2000 and the like"
         raise MediaError(f"{name}: {'is empty' if empty else f'is not a picture ({known})'}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        raise MediaError(f"{name}: cannot be read as a picture: {error}") from None
+    except Exception as error:  # whatever a damaged file leads Pillow's readers to
+        raise _unreadable(error, name) from None
+
+
+def _unreadable(error: Exception, name: str) -> MediaError:
+    return MediaError(f"{name}: cannot be read as a picture: {error or type(error).__name__}")
 
 
 @contextmanager
@@ -111,8 +115,8 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
         with _without_warnings():
             image.load()
             return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        raise MediaError(f"{name}: cannot be read as a picture: {error}") from None
+    except Exception as error:  # whatever a damaged file leads Pillow's readers to
+        raise _unreadable(error, name) from None
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

@@ -10,6 +10,7 @@ stands in the last line of the log, so that a crash or an endless loop can be to
 """
 
 import argparse
+import os
 import sys
 import time
 import traceback
@@ -204,8 +205,9 @@ def main() -> None:
     cases = range(given.case, given.case + 1) if given.case is not None else given.cases and range(given.cases)
     for kind in kinds:
         run.kind(kind, cases)
-    print(*run.failed, sep="\n", file=sys.stderr)
-    sys.exit(bool(run.failed))
+    print(*run.failed, sep="\n", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(bool(run.failed))  # a server in a thread is not waited for
 
 
 if __name__ == "__main__":

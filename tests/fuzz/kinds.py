@@ -9,6 +9,9 @@ from tempfile import TemporaryDirectory
 
 import mlx.core as mx
 import numpy as np
+from asked import ASKED_KINDS
+from asked_by_http import HTTP_KINDS
+from commanded import COMMAND_KINDS
 from driver import Kind
 from media import MEDIA_KINDS
 from mutations import spoiled_json, spoiled_safetensors, spoiled_template
@@ -183,4 +186,7 @@ KINDS = [
     Kind("folder", 200, read_a_folder, folders, spoiled_folder),
     Kind("prompt-cache", 500, read_a_prompt_cache, prompt_caches, spoiled_prompt_cache),
     *MEDIA_KINDS,
+    *ASKED_KINDS,
+    *HTTP_KINDS,
+    *COMMAND_KINDS,
 ]
