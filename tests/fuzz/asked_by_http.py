@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 
 import httpx
+from asked import tiny
 from driver import Kind
 from hypothesis import strategies as st
 from made_up import CALLS, MEDIA, SCHEMAS, TOOLS, anything, as_bytes, messages, some, text
@@ -17,6 +18,7 @@ from serving import running
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+LONGER = 3000  # bytes that a spoiled body may have more: prompts of thousands of tokens take long, and are right
 FEW = 3  # tokens of an answer, where it does not say how many
 ADDRESS = "data:{};base64,{}"
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
@@ -41,7 +43,7 @@ def server():
     faults = Faults()
     for name in ("", "uvicorn", "uvicorn.error", "mlx_phi4"):
         logging.getLogger(name).addHandler(faults)
-    context = running("phi4-tiny")
+    context = running(tiny())
     here = context.__enter__()
     here.faults = faults
     here.context = context  # kept, so that it is not ended
@@ -130,9 +132,11 @@ def valid_bodies(folder: Path) -> list[bytes]:
 
 
 def spoiled_body(random: Random, content: bytes) -> bytes:
-    path, _, body = content.partition(b"\n")
-    body = spoiled_json(random, body)
-    body = spoiled_bytes(random, body) if random.random() < 0.2 else body
+    path, _, right = content.partition(b"\n")
+    body = right + bytes(LONGER)
+    while len(body) >= len(right) + LONGER:
+        body = spoiled_json(random, right)
+        body = spoiled_bytes(random, body) if random.random() < 0.2 else body
     try:  # so that answers stay short
         found = json.loads(body)
         if isinstance(found, dict) and found.get("max_tokens") is None:
@@ -262,8 +266,8 @@ def hold_a_session(content: bytes, scratch: Path, folder: Path) -> None:
 
 
 HTTP_KINDS = [
-    Kind("body", 150, send_a_body, strategy=bodies, seconds=10),
-    Kind("spoiled-body", 150, send_a_body, valid_bodies, spoiled_body, seconds=10),
+    Kind("body", 150, send_a_body, strategy=bodies, seconds=20),
+    Kind("spoiled-body", 150, send_a_body, valid_bodies, spoiled_body, seconds=20),
     Kind("form", 60, send_a_form, forms, spoiled_form, seconds=30),
     Kind("session", 30, hold_a_session, strategy=sessions, seconds=30),
 ]

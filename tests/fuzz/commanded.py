@@ -38,6 +38,16 @@ VALUES = {
     "lr_schedule": ("cosine",), "optimizer": ("adam",), "report_to": ("wandb",), "adapter_path": ("adapter", "new"),
     "to_": ("peft",), "mlx_path": ("made",), "save_path": ("fused",), "prompts": ("notes.txt",), "c": ("notes.txt",),
 }  # fmt: skip
+USUAL = {
+    "generate": ["--model", "phi4-tiny", "--prompt", "What?"],
+    "chat": ["--model", "phi4-tiny"],
+    "transcribe": ["--model", "phi4-tiny", "command.flac"],
+    "convert": ["--model", "text"],
+    "lora": ["--model", "text", "--train", "--data", ".", "--adapter-path", "new", "--tune", "text=new"],
+    "fuse": ["--model", "phi4-tiny", "--adapter-path", "adapter"],
+    "cache_prompt": ["--model", "phi4-tiny", "--prompt", "What?", "--prompt-cache-file", "cache.safetensors"],
+    "benchmark": ["--model", "phi4-tiny"],
+}
 ALWAYS = {
     "generate": ["--max-tokens=2"],
     "chat": ["--max-tokens=2"],
@@ -58,18 +68,7 @@ NEVER = {
     "mode",
 }
 NEVER |= {"max_seq_length", "parallel", "help", "version"}
-NAMES = (
-    "generate",
-    "generate",
-    "chat",
-    "transcribe",
-    "transcribe",
-    "convert",
-    "lora",
-    "fuse",
-    "cache_prompt",
-    "benchmark",
-)
+NAMES = ("generate", "generate", *USUAL)
 HARMLESS = str.maketrans({"/": "_", "~": "_", "\x00": "_"})  # in texts that may become paths
 
 
@@ -105,13 +104,9 @@ def _line(name: str) -> st.SearchStrategy:
     known = [each for each in command.params if each.name not in NEVER]
     options = [_option(each) for each in known if isinstance(each, click.Option)]
     some = st.lists(st.one_of(*options), max_size=4).map(lambda typed: [each for option in typed for each in option])
-    free = st.lists(st.one_of(st.sampled_from(FILES), text), max_size=1 if name != "transcribe" else 3)
-    usual = st.sampled_from((["--model", "phi4-tiny"], ["--model", "phi4-tiny", "--prompt", "What?"], []))
-    typed = st.tuples(
-        usual if name not in ("lora",) else usual.map(lambda u: u[:2]), some, now_and_then(st.just([]), free, 4)
-    )
-    if name == "transcribe":
-        typed = st.tuples(usual.map(lambda u: u[:2]), some, free)
+    free = st.lists(st.one_of(st.sampled_from(FILES), text), min_size=1, max_size=2)
+    usual = now_and_then(st.just(USUAL[name]), st.just([]))
+    typed = st.tuples(usual, some, now_and_then(st.just([]), free, 3 if name == "transcribe" else 12))
     heard = st.one_of(st.just(""), text, st.lists(text, max_size=3).map("\n".join))
     return st.tuples(st.just(name), typed.map(lambda parts: [*parts[0], *parts[1], *parts[2]]), heard)
 
