@@ -128,7 +128,8 @@ def read_an_adapter(content: bytes, scratch: Path, folder: Path) -> None:
 
 ASKED_KINDS = [
     Kind("request", 200, read_a_request, strategy=requests),
-    Kind("line", 150, read_lines, training_lines, spoiled_lines),
-    Kind("made-up-line", 100, read_lines, strategy=lines),
+    # hundreds of pictures that the context has room for take their time
+    Kind("line", 150, read_lines, training_lines, spoiled_lines, seconds=25, megabytes=2000),
+    Kind("made-up-line", 100, read_lines, strategy=lines, seconds=25),
     Kind("adapter", 150, read_an_adapter, adapters, spoiled_adapter),
 ]

@@ -19,6 +19,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 LONGER = 3000  # bytes that a spoiled body may have more: prompts of thousands of tokens take long, and are right
+PATIENCE = 240  # s, of a busy machine, too
 FEW = 3  # tokens of an answer, where it does not say how many
 ADDRESS = "data:{};base64,{}"
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
@@ -47,7 +48,7 @@ def server():
     here = context.__enter__()
     here.faults = faults
     here.context = context  # kept, so that it is not ended
-    here.http.timeout = 60
+    here.http.timeout = PATIENCE
     return here
 
 
@@ -250,18 +251,18 @@ def hold_a_session(content: bytes, scratch: Path, folder: Path) -> None:
     here = server()
     address = here.url.replace("http", "ws") + "/v1/realtime?intent=transcription"
     try:
-        with connect(address, subprotocols=["realtime"], close_timeout=10, open_timeout=30) as socket:
+        with connect(address, subprotocols=["realtime"], close_timeout=PATIENCE, open_timeout=PATIENCE) as socket:
             for each in json.loads(content):
                 socket.send(base64.b64decode(each["bytes"]) if isinstance(each, dict) else each)
             socket.send('{"type": "none", "event_id": "the last"}')
             while True:
-                event = json.loads(socket.recv(timeout=60), parse_constant=_none_of_json)
+                event = json.loads(socket.recv(timeout=PATIENCE), parse_constant=_none_of_json)
                 assert isinstance(event["type"], str), event
                 if event["type"] == "error" and event["error"].get("event_id") == "the last":
                     break
     except ConnectionClosed as error:
         assert error.rcvd is not None and error.rcvd.code in (1007, 1008), error
-    assert here.free(30), "rows of a session that has ended go on"
+    assert here.free(PATIENCE), "rows of a session that has ended go on"
     check(here.http.get("/health"))
 
 

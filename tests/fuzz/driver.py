@@ -10,6 +10,7 @@ stands in the last line of the log, so that a crash or an endless loop can be to
 """
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -130,16 +131,19 @@ class Run:
             (self.save / f"{kind.name}-{self.seed}-{number}").write_bytes(tried)
         self.failed.append(f"{label}: {found}")
 
-    def kind(self, kind: Kind, cases: range | None) -> None:
-        """The corpus of a kind, unless certain cases are wanted, and new cases."""
-        for path in sorted((CORPUS / kind.name).glob("*")) if cases is None else ():
-            label = f"--kind {kind.name} --input {path.name}"
+    def corpus(self, kind: Kind) -> None:
+        """Inputs that were wrong once."""
+        for path in sorted((CORPUS / kind.name).glob("*")):
+            label = f"--kind {kind.name} --input {path}"
             if found := self.attempt(kind, label, path.read_bytes()):
                 self.failed.append(f"{label}: {found}")
+
+    def kind(self, kind: Kind, cases: range) -> None:
+        """New cases of a kind."""
         if kind.strategy:
-            self._made_up(kind, len(cases or range(kind.cases)))
+            self._made_up(kind, len(cases))
             return
-        for case, tried in contents(kind, self.folder, self.seed, cases or range(kind.cases)):
+        for case, tried in contents(kind, self.folder, self.seed, cases):
             label = f"--kind {kind.name} --seed {self.seed} --case {case}"
             if found := self.attempt(kind, label, tried):
                 self.fail(kind, label, str(case), tried, found)
@@ -188,7 +192,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, help="hunt so long, each kind again and again with other seeds")
     parser.add_argument("--save", type=Path, help="a folder for inputs that fail; of a hunt found/")
-    parser.add_argument("--cases", type=int, help="instead of each kind's own number")
+    parser.add_argument("--share", type=float, default=1.0, help="of each kind's own number of cases")
+    parser.add_argument("--cases", type=int, help="in its place")
     parser.add_argument("--case", type=int, help="this one only")
     parser.add_argument("--input", type=Path, help="this content only, of the one --kind")
     parser.add_argument("--seconds", type=float, help="begin nothing after so long")
@@ -202,9 +207,12 @@ def main() -> None:
     if given.input:
         found = run.attempt(kinds[0], f"--kind {kinds[0].name} --input {given.input}", given.input.read_bytes())
         sys.exit(found)
-    cases = range(given.case, given.case + 1) if given.case is not None else given.cases and range(given.cases)
     for kind in kinds:
-        run.kind(kind, cases)
+        if given.case is not None:
+            run.kind(kind, range(given.case, given.case + 1))
+            continue
+        run.corpus(kind)
+        run.kind(kind, range(given.cases or math.ceil(kind.cases * given.share)))
     print(*run.failed, sep="\n", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(bool(run.failed))  # a server in a thread is not waited for

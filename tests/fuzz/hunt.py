@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 DRIVER = Path(__file__).parent / "driver.py"
 TURN = 25.0  # s that a kind has before the next one comes
-HANGS = 90.0  # s in one case, after which nothing more is expected of it
+HANGS = 300.0  # s in one case, after which nothing more is expected of it
 ADDRESSES = 16 << 30  # bytes that a process may have, so that one that runs wild ends alone
 
 
