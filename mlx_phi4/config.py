@@ -172,12 +172,24 @@ class Config:
 
     @property
     def multimodal(self) -> bool:
-        return self.vision is not None
+        return self.vision is not None or self.audio is not None
 
     def check_multimodal(self) -> None:
         """Raises PromptError for a model that takes neither pictures nor recordings."""
         if not self.multimodal:
             raise PromptError("this model is text-only; pictures and recordings need Phi-4-multimodal")
+
+    def check_hears(self) -> None:
+        """Raises PromptError for a model that takes no recordings."""
+        self.check_multimodal()
+        if self.audio is None:
+            raise PromptError("this model has no encoder for a recording")
+
+    def check_sees(self) -> None:
+        """Raises PromptError for a model that takes no pictures."""
+        self.check_multimodal()
+        if self.vision is None:
+            raise PromptError("this model has no encoder for a picture")
 
 
 def check_integer(what: str, value) -> None:

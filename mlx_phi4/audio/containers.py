@@ -1,7 +1,7 @@
 """Sound out of containers that libsndfile does not know (m4a, mp4, mov, webm, mkv, ...), through PyAV."""
 
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -104,7 +104,7 @@ class _Media:
         stream = container.streams.audio[0]
         start = (container.start_time or 0) / 1e6
         heard, end, converters = start, start, {}
-        for packet in container.demux():
+        for packet in packets(container):
             if packet.pts is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream.index != stream.index:
@@ -137,8 +137,23 @@ class _Media:
             raise MediaError(f"{self.name}: its sample rate changes from {self.rate} to {frame.sample_rate} Hz")
         form = frame.format.name, frame.layout.name
         if form not in converters:
-            converters[form] = av.AudioResampler(format="fltp")
-        return np.concatenate([part.to_ndarray().T for part in converters[form].resample(frame)])
+            # samples side by side: of more than 8 channels apart, PyAV looks for planes beyond those that are there
+            converters[form] = av.AudioResampler(format="flt")
+        parts = converters[form].resample(frame)
+        return np.concatenate([part.to_ndarray().reshape(-1, part.layout.nb_channels) for part in parts])
+
+
+def packets(container: Any, *streams: Any) -> Iterator[Any]:
+    """Packets of an open container, of some of its streams or all, from where it stands.
+
+    Those of a stream that begins on the way are left out: PyAV, which does not know it, raises an IndexError for each.
+    """
+    while True:
+        try:
+            yield from container.demux(*streams)
+            return
+        except IndexError:
+            continue
 
 
 def _silence(samples: int, channels: int) -> Iterator[np.ndarray]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..config import Config
+from ..config import OWN_SECTION, Config
 from ..files import read_json
 from ..inputs.tokenizer import Tokenizer
 from ..model import Phi4
@@ -17,6 +17,14 @@ from .shards import Shard, check_layout, read_shards
 from .tensorfile import StoredTensor
 from .weights import load_weights
 
+# what the names of a modality's tensors have in them, its adapter's, too, by layout
+MARKS = {
+    "microsoft": {"vision": (".image_embed.", ".lora_A.vision."), "speech": (".audio_embed.", ".lora_A.speech.")},
+    OWN_SECTION: {
+        "vision": ("vision_encoder.", "vision_projector.", ".lora.vision."),
+        "speech": ("audio_encoder.", "audio_projectors.", ".lora.speech."),
+    },
+}
 BIAS_TABLE = "relative_attention_bias_layer.bias_values.weight"
 
 
@@ -54,7 +62,23 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     config = config_from_dict(raw, folder)
     shards = read_shards(folder)
     check_layout(config, shards)
-    return Checkpoint(folder, raw, _with_bias_rows(config, shards), shards)
+    return Checkpoint(folder, raw, _with_bias_rows(_with_what_is_there(config, shards), shards), shards)
+
+
+def _with_what_is_there(config: Config, shards: list[Shard]) -> Config:
+    """Without the modalities of which no tensor is there.
+
+    Microsoft's fine-tuning sample for pictures deletes the audio encoder and the speech adapter, and ``config.json``
+    goes on to describe both. Of a modality that has lost only a part, the rest is held against the configuration.
+    """
+    marks = MARKS.get(config.layout, {})
+    held = {
+        kind: any(mark in name for shard in shards for name in shard.tensors for mark in marks[kind]) for kind in marks
+    }
+    gone = [kind for kind in marks if not held[kind]]
+    adapters = {name: each for name, each in config.adapters.items() if name not in gone}
+    encoders = {field: None for kind, field in (("vision", "vision"), ("speech", "audio")) if kind in gone}
+    return dataclasses.replace(config, adapters=adapters, **encoders)
 
 
 def _with_bias_rows(config: Config, shards: list[Shard]) -> Config:

@@ -19,7 +19,7 @@ def record_turn(chat: "Chat", given: str) -> None:
     seconds = _seconds(given)
     if seconds is None and not sys.stdin.isatty():
         raise Phi4Error("/record ends when Enter is pressed, which takes a terminal; /record SECONDS ends by itself")
-    chat.processor.config.check_multimodal()
+    chat.processor.config.check_hears()
     from ..audio.microphone import record
 
     how = "Enter ends it" if seconds is None else f"{seconds:g} s"

@@ -53,6 +53,8 @@ def _text_rope(raw: dict) -> dict:
 
 def _multimodal(raw: dict, config: Config) -> dict:
     own = {"format": CONVERSION_FORMAT}
+    if config.vision is None:  # as it was published: the reader finds that its tensors are not there
+        return {OWN_SECTION: own}
     before = (raw.get(OWN_SECTION) or {}).get("vision_intermediate_size")
     published = before or _published_vision_width(raw, config)
     if published != config.vision.intermediate_size:

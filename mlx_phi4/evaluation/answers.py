@@ -94,8 +94,10 @@ def evaluate_pictures(
     check_same(ranks, model)
     model, processor = ranks.settle(lambda: model_and_processor(model, processor))
     chosen_adapter(adapter, Mode.TEXT, processor.adapters)
-    if any(item.images or item.audios for item in items):
-        processor.config.check_multimodal()
+    if any(item.images for item in items):
+        processor.config.check_sees()
+    if any(item.audios for item in items):
+        processor.config.check_hears()
     scores = [AnswerScore(item.id, item.question, list(item.answers)) for item in items]
     began = time.perf_counter()
     requests = [Request(item.question, list(item.images), list(item.audios), system, adapter=adapter) for item in items]

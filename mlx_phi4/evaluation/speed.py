@@ -160,9 +160,12 @@ def machine() -> dict:
 
 
 def _modes(mode: str, config: "Config", image, audio) -> tuple[str, ...]:
-    if mode not in ("text", "all"):
-        config.check_multimodal()
-    modes = (mode,) if mode != "all" else MODES if config.multimodal else MODES[:1]
+    if "vision" in mode:
+        config.check_sees()
+    if "speech" in mode:
+        config.check_hears()
+    lacking = [each for each, held in (("vision", config.vision), ("speech", config.audio)) if held is None]
+    modes = (mode,) if mode != "all" else tuple(each for each in MODES if not any(name in each for name in lacking))
     for kind, given, of in (("image", image, "vision"), ("audio", audio, "speech")):
         if given is not None and not any(of in m for m in modes):
             raise Phi4Error(f"{kind} is given, but {', '.join(modes)} mode has no use for it")

@@ -75,8 +75,10 @@ def requests_of(
 ) -> list[Request]:
     """What is asked: prompts by an adapter, the bundled ones unless others are given, and about media if it can be."""
     asked = [Request(prompt, adapter=adapter) for prompt in prompts or ABOUT_ANYTHING]
-    if processor.config.multimodal:
-        asked += [Request(ABOUT_PICTURES, images=[_picture()]), Request(ABOUT_SOUND, audios=[_tone()])]
+    if processor.config.vision:
+        asked.append(Request(ABOUT_PICTURES, images=[_picture()]))
+    if processor.config.audio:
+        asked.append(Request(ABOUT_SOUND, audios=[_tone()]))
     return asked
 
 

@@ -100,7 +100,7 @@ class Chat:
         """
         from ..vision.video import Video
 
-        self.processor.config.check_multimodal()
+        self.processor.config.check_sees()
         if not isinstance(video, Video):
             video = Video(expanded(kinds.settled({"video": kinds.path}, {"video": video})["video"]))
         video = replace(video, max_crops=video.max_crops or self.max_crops)
@@ -116,7 +116,7 @@ class Chat:
 
         from ..audio.preprocess import prepare_clip
 
-        self.processor.config.check_multimodal()
+        self.processor.config.check_hears()
         clip, file = prepare_clip((samples, rate)), io.BytesIO()
         soundfile.write(file, samples, rate, format="FLAC")
         # it has no path: a saved conversation holds its bytes
@@ -124,7 +124,8 @@ class Chat:
         self.attached.append({"type": "audio", "audio": clip, "input_audio": kept})
 
     def _attach(self, kind: str, path: str | Path, prepare) -> None:
-        self.processor.config.check_multimodal()
+        config = self.processor.config
+        (config.check_sees if kind == "image" else config.check_hears)()
         path = expanded(path)
         # prepared once, for every turn to come: the file may change or go while the conversation lasts
         self.attached.append({"type": kind, kind: prepare(path), "path": str(path.resolve())})

@@ -43,6 +43,19 @@ def prepared(kind: str, index: int, source, max_crops: int | None) -> Medium:
         raise type(error)(f"{place}: {error}") from None
 
 
+def all_prepared(media: dict[str, list], max_crops: int | None, context: int) -> dict[str, Iterator[Medium]]:
+    """All media by kind, in order; not one more than ``context`` tokens can hold. Raises PromptError, MediaError."""
+    ready: dict[str, list[Medium]] = {kind: [] for kind in media}
+    tokens = 0
+    for kind, sources in media.items():
+        for index, source in enumerate(sources):
+            ready[kind].append(prepared(kind, index, source, max_crops))
+            tokens += ready[kind][-1].tokens
+            if tokens > context:
+                raise PromptError(f"the prompt's media have {tokens} tokens or more; the context holds {context}")
+    return {kind: iter(items) for kind, items in ready.items()}
+
+
 def see_all(videos: list, max_crops: int | None) -> list[SeenVideo]:
     """What is seen of each; what is wrong with one that is no path is told with its place. Raises MediaError."""
     found = []

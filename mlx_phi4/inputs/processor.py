@@ -13,7 +13,7 @@ from ..config import Config
 from ..errors import Phi4Error, PromptError
 from ..modalities import MODALITIES, Medium, adapter_of, chosen_adapter, mode_of
 from ..vision.preprocess import crops_kind
-from .media import brief, listed, prepared, see_all, with_frames
+from .media import all_prepared, brief, listed, see_all, with_frames
 from .prompt import Slot, build_prompt
 from .tokenizer import Tokenizer
 from .tools import RESULT_ROLES, Tool
@@ -250,10 +250,7 @@ class Processor:
             raise PromptError(f"this model's tokenizer has no placeholder token for {absent[0]}")
         mode = mode_of(held)
         adapter = chosen_adapter(request.adapter, mode, self.adapters)
-        ready = {
-            kind: iter([prepared(kind, index, source, request.max_crops) for index, source in enumerate(media)])
-            for kind, media in prompt.media.items()
-        }
+        ready = all_prepared(prompt.media, request.max_crops, self.config.decoder.max_position_embeddings)
         ids: list[int] = []
         media: list[tuple[int, Medium]] = []
         starts: list[int] = []

@@ -65,8 +65,6 @@ def slice_bytes(config: Config, width: int) -> int:
 
     Attention between all patches of a few views, twice, or the first convolution over a window of sound, four times.
     """
-    if config.vision is None or config.audio is None:
-        return 0
-    scores = VIEWS_AT_ONCE * config.vision.num_attention_heads * PATCHES**4
-    first = WINDOW * TIME_REDUCTION // 2 * MEL_BINS // 2 * config.audio.conv_channels
+    scores = VIEWS_AT_ONCE * config.vision.num_attention_heads * PATCHES**4 if config.vision else 0
+    first = WINDOW * TIME_REDUCTION // 2 * MEL_BINS // 2 * config.audio.conv_channels if config.audio else 0
     return max(2 * scores, 4 * first) * width

@@ -206,5 +206,7 @@ def note(scope: dict, **facts) -> None:
 
 def check_multimodal(service: Service) -> None:
     """Raises RequestError where the model hears nothing."""
-    if not service.processor.config.multimodal:
-        raise RequestError("this model is text-only; recordings need Phi-4-multimodal")
+    config = service.processor.config
+    if config.audio is None:
+        why = "takes no recordings" if config.multimodal else "is text-only; recordings need Phi-4-multimodal"
+        raise RequestError(f"this model {why}")

@@ -19,12 +19,12 @@ def mode_digests(model: Phi4, processor: Processor) -> dict[str, str]:
     picture = (ramp % 251).astype(np.uint8)
     sound = np.sin(np.arange(int(PROBE_SECONDS * PROBE_RATE)) / 20).astype(np.float32) / 4, PROBE_RATE
     requests = {"text": Request("What is it?")}
-    if model.config.multimodal:
-        requests |= {
-            "vision": Request("What is it?", images=[picture]),
-            "speech": Request("What is it?", audios=[sound]),
-            "vision-speech": Request("What is it?", images=[picture], audios=[sound]),
-        }
+    if model.config.vision:
+        requests["vision"] = Request("What is it?", images=[picture])
+    if model.config.audio:
+        requests["speech"] = Request("What is it?", audios=[sound])
+    if model.config.vision and model.config.audio:
+        requests["vision-speech"] = Request("What is it?", images=[picture], audios=[sound])
     found = {}
     for mode, request in requests.items():
         with exclusive():

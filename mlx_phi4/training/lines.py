@@ -159,7 +159,7 @@ def _with_tools(messages: list[dict], tools) -> list[dict]:
 def _text(content) -> str:
     if isinstance(content, str):
         return content
-    parts = content if isinstance(content, list) else []
+    parts = [part for part in content if isinstance(part, (str, dict))] if isinstance(content, list) else []
     return "".join(part if isinstance(part, str) else str(part.get("text", "")) for part in parts)
 
 

@@ -82,7 +82,10 @@ class Failure:
 
 def readable(path: str | os.PathLike) -> str:
     """A path as Unicode, which names of files need not be."""
-    return os.fsencode(path).decode("utf-8", "replace")
+    try:
+        return os.fsencode(path).decode("utf-8", "replace")
+    except UnicodeEncodeError:  # half a surrogate pair that stands for no byte
+        return str(path).encode("utf-8", "replace").decode()
 
 
 def read_chunks(source: Any, options: ChunkingOptions) -> Iterator[AudioChunk | RecordingEnd]:

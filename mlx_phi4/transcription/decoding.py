@@ -91,7 +91,7 @@ class SegmentDecoder:
     ):
         from ..modalities import Mode, chosen_adapter
 
-        processor.config.check_multimodal()
+        processor.config.check_hears()
         chosen_adapter(options.adapter, Mode.SPEECH, processor.adapters)
         self._pool = pool
         self._model, self._processor = model, processor

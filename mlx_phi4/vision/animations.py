@@ -32,9 +32,9 @@ class Animation:
         except MediaError:
             self._file.close()
             raise
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow's
             self._file.close()
-            raise MediaError(f"{name}: cannot be read as an animation: {error}") from None
+            raise MediaError(f"{name}: cannot be read as an animation: {error or type(error).__name__}") from None
         self.duration, self.frames = self._ends[-1], len(self._ends)
 
     def close(self) -> None:
@@ -51,7 +51,7 @@ class Animation:
             try:
                 self._image.seek(index)
                 self._image.load()
-            except (OSError, SyntaxError, ValueError, EOFError):
+            except Exception:  # whatever a damaged file leads Pillow's readers to
                 if not ends:
                     raise
                 self.warnings.append(f"is cut off: {len(ends)} of {count} pictures are there, which were seen")
@@ -68,6 +68,10 @@ class Animation:
             if index == before:
                 continue
             before = index
-            self._image.seek(index)
-            image, _ = read_picture(self._image.copy())
+            try:
+                self._image.seek(index)
+                image, _ = read_picture(self._image.copy())
+            except Exception:  # found only where it is read a second time
+                self.warnings.append("is damaged in places, which were left out")
+                return
             yield (self._ends[index - 1] if index else 0.0), image

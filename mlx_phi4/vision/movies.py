@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from ..audio.containers import FFMPEG_FORMATS, TRUNCATED
+from ..audio.containers import FFMPEG_FORMATS, TRUNCATED, packets
 from ..errors import MediaError
 from .reader import check_pixels
 
@@ -141,7 +141,7 @@ class Movie:
         import av
 
         with suppress(av.FFmpegError, OSError):
-            yield from self._container.demux(self._stream)
+            yield from packets(self._container, self._stream)
 
     def _decoded(self) -> Iterator[tuple[float, Any]]:
         """Pairs (seconds, frame) from where the container stands; packets that are damaged are left out."""

@@ -7,6 +7,8 @@ by 1/257 (the published code clips them to white).
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +78,7 @@ def _image(source: Any, name: str) -> Image.Image:
         raise MediaError(f"{name} is {shown(source)}, {EXPECTED}")
     Image.init()  # so that all formats are known, those of plug-ins, too
     try:
-        with warnings.catch_warnings():
-            # Pillow warns from 89 megapixels on and refuses from 179 on; a warning is no answer
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with _without_warnings():
             return Image.open(
                 io.BytesIO(source) if isinstance(source, bytes) else source,
                 formats=[each for each in PICTURE_FORMATS if each in Image.OPEN],
@@ -93,17 +93,30 @@ def _image(source: Any, name: str) -> Image.Image:
         empty = len(source) == 0 if isinstance(source, bytes) else source.stat().st_size == 0
         known = "JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, JPEG 2000 and the like"
         raise MediaError(f"{name}: {'is empty' if empty else f'is not a picture ({known})'}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        raise MediaError(f"{name}: cannot be read as a picture: {error}") from None
+    except Exception as error:  # whatever a damaged file leads Pillow's readers to
+        raise _unreadable(error, name) from None
+
+
+def _unreadable(error: Exception, name: str) -> MediaError:
+    return MediaError(f"{name}: cannot be read as a picture: {error or type(error).__name__}")
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Pillow warns of damaged tags, and from 89 megapixels on, and refuses from 179 on; a warning is no answer."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _decoded(image: Image.Image, name: str) -> Image.Image:
     """With all pixels, so that a truncated file fails here and not in the middle of a request, and upright."""
     try:
-        image.load()
-        return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        raise MediaError(f"{name}: cannot be read as a picture: {error}") from None
+        with _without_warnings():
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except Exception as error:  # whatever a damaged file leads Pillow's readers to
+        raise _unreadable(error, name) from None
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

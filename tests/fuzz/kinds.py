@@ -9,7 +9,11 @@ from tempfile import TemporaryDirectory
 
 import mlx.core as mx
 import numpy as np
+from asked import ASKED_KINDS
+from asked_by_http import HTTP_KINDS
+from commanded import COMMAND_KINDS
 from driver import Kind
+from media import MEDIA_KINDS
 from mutations import spoiled_json, spoiled_safetensors, spoiled_template
 
 import mlx_phi4
@@ -172,13 +176,17 @@ def read_a_prompt_cache(content: bytes, scratch: Path, folder: Path) -> None:
 
 
 KINDS = [
-    Kind("config", 400, configs, spoiled_json, read_a_config),
-    Kind("tokenizer", 250, files(TOKENIZER), spoiled_json, read_a_tokenizer),
-    Kind("stops", 50, files("generation_config.json"), spoiled_json, read_stops),
-    Kind("template", 350, lambda folder: [CHAT_TEMPLATE.encode()], spoiled_template, read_a_template),
-    Kind("tokenizer-config", 50, files("tokenizer_config.json"), spoiled_json, read_a_tokenizer_config),
-    Kind("weights", 150, lambda folder: files(WEIGHTS)(folder)[2:], spoiled_safetensors, read_weights),
-    Kind("index", 50, indices, spoiled_json, read_an_index),
-    Kind("folder", 200, folders, spoiled_folder, read_a_folder),
-    Kind("prompt-cache", 500, prompt_caches, spoiled_prompt_cache, read_a_prompt_cache),
+    Kind("config", 400, read_a_config, configs, spoiled_json),
+    Kind("tokenizer", 250, read_a_tokenizer, files(TOKENIZER), spoiled_json),
+    Kind("stops", 50, read_stops, files("generation_config.json"), spoiled_json),
+    Kind("template", 350, read_a_template, lambda folder: [CHAT_TEMPLATE.encode()], spoiled_template),
+    Kind("tokenizer-config", 50, read_a_tokenizer_config, files("tokenizer_config.json"), spoiled_json),
+    Kind("weights", 150, read_weights, lambda folder: files(WEIGHTS)(folder)[2:], spoiled_safetensors),
+    Kind("index", 50, read_an_index, indices, spoiled_json),
+    Kind("folder", 200, read_a_folder, folders, spoiled_folder),
+    Kind("prompt-cache", 500, read_a_prompt_cache, prompt_caches, spoiled_prompt_cache),
+    *MEDIA_KINDS,
+    *ASKED_KINDS,
+    *HTTP_KINDS,
+    *COMMAND_KINDS,
 ]
