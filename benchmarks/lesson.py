@@ -95,7 +95,7 @@ def lesson(base: Path, folder: Path, kind: str, form: str, seed: int, more: tupl
     colors = [COLORS[place % len(COLORS)] for place in rng.permutation(WORDS)]
     taught = list(zip(words(kind, rng), colors, strict=True))
     rows = [[(wording.format(word), color) for word, color in taught] for wording in WORDINGS[form]]
-    seen, unseen = sum(rows[:SEEN], []), rows[SEEN]
+    seen, unseen = [row for each in rows[:SEEN] for row in each], rows[SEEN]
     seconds, printed = teach(base, folder, seen, seed, more)
     before = mode_digests(*load(base))
     model, processor = load(base, adapters={"colors": folder / "adapter"})
