@@ -89,6 +89,7 @@ def test_a_yaml_file_as_mlx_lm_has_it(run_command, words, tmp_path, monkeypatch)
         ("lora_parameters: {colour: 1}", "no 'colour' in lora_parameters"),
         ("lr_schedule: {name: nonsense, arguments: [1]}", "no schedule of mlx_lm's"),
         ("rank: many", "rank is 'many', expected a whole number"),
+        ("test: 'no'", "test is 'no', expected true or false"),  # a text is true, whatever it says
     ):
         file.write_text(f"{text}\n")
         code, out, err = run_command(command, "-c", file, "--train", "--model", "phi4-tiny", "--data", words,

@@ -289,8 +289,8 @@ def test_what_is_hopeless_ends_with_a_reason(checkpoint, tmp_path):
     with pytest.raises(Phi4Error, match=r"stopped in iteration .*not finite any more.*lower --learning-rate"):
         trained(checkpoint, data, tmp_path / "broken", iters=20, learning_rate=1e30, max_grad_norm=0)
     assert not (tmp_path / "broken" / "adapter_config.json").exists()
-    watch = Watch(guess=1.0, updates=80, warmup=5)
-    for number in range(35):
+    watch = Watch(guess=1.0, updates=160, warmup=5)
+    for number in range(65):
         assert watch.hopeless() is None, number
         watch.add(1.0 + 0.02 * (-1) ** number)
     assert "guessing blindly gives 1" in watch.hopeless()
@@ -337,6 +337,15 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(checkpoint, tmp
     trained(checkpoint, tmp_path / "data", tmp_path / "mine", iters=4, save_every=2, resume=True)
 
 
+@pytest.mark.parametrize("name", ["a/b", "base", "checkpoints", "a" * 60])
+def test_a_lines_adapter_must_have_a_folder_that_loads(checkpoint, tmp_path, name):
+    """Found before training: such a run ended without a result, or with one that no name could be given to."""
+    write(tmp_path / "data", adapter=name)
+    with pytest.raises(Phi4Error, match=r"train\.jsonl, line 1: adapter "):
+        trained(checkpoint, tmp_path / "data", tmp_path / "mine", iters=1)
+    assert not (tmp_path / "mine").exists()
+
+
 def test_folders_that_are_taken(checkpoint, tmp_path):
     data = write(tmp_path / "data")
     trained(checkpoint, data, tmp_path / "mine", iters=1)
@@ -350,6 +359,7 @@ def test_folders_that_are_taken(checkpoint, tmp_path):
     ):
         with pytest.raises(Phi4Error, match=said):
             trained(checkpoint, data, folder, iters=1, **options)
+    assert not (tmp_path / "new").exists()
 
 
 def test_preferences_move_answers_apart_and_the_reference_is_the_base(checkpoint, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 LENGTH = 128
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
 QUESTIONS = ("What shape is it?", "Name the shape.", "Which shape do you see?")
-NOISE = 0.7  # deviation, of a wave between -1 and 1
+NOISE = 0.5  # deviation, of a wave between -1 and 1
 
 
 def draw(shape: str, rng: np.random.Generator) -> np.ndarray:

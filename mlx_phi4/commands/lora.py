@@ -12,7 +12,7 @@ _TRAINING = (
     click.option("--tune", multiple=True, metavar="NAME", help="What to train: text, vision, speech, an adapter that "
                  "lines name, with =new to begin afresh; or an encoder or projector.  [default: what the data holds]"),
     click.option("--fine-tune-type", help="lora or dora.  [default: lora]"),
-    click.option("--rank", type=int, help="Of new adapters.  [default: 16]"),
+    click.option("--rank", type=int, help="Of new adapters.  [default: 32]"),
     click.option("--scale", type=float, help="What a new adapter is multiplied by.  [default: 16]"),
     click.option("--alpha", type=float, help="Instead of --scale: scale times rank."),
     click.option("--rslora/--no-rslora", default=None, help="alpha over the root of the rank."),

@@ -9,6 +9,7 @@ from ..files import expanded, read_text
 from .options import TrainingOptions
 
 COMMAND = ("model", "data", "train", "test", "revision", "dry_run")  # what a file may say beside ``TrainingOptions``
+FLAGS = ("train", "test", "dry_run")  # of these; a word in quotes would count as true
 LORA_PARAMETERS = {"rank": "rank", "scale": "scale", "alpha": "alpha", "keys": "keys", "rslora": "rslora"}
 LORA_PARAMETERS |= {"use_rslora": "rslora"}
 FIXED_VALUES = {"trust_remote_code": False, "dropout": 0.0}  # what there is no other value for
@@ -39,6 +40,8 @@ def read_options(path: str | Path) -> dict[str, Any]:
             found |= _optimizer_config(path, value, raw.get("optimizer", TrainingOptions.optimizer))
         elif name in FIXED_VALUES:
             _check_without_effect(path, name, value)
+        elif name in FLAGS and not isinstance(value, bool):
+            raise ConfigError(f"{path}: {name} is {value!r:.60}, expected true or false")
         elif name in known:
             found[name] = _number(value)
         else:

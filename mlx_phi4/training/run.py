@@ -53,6 +53,8 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     """Raises Phi4Error if a run's results must not be put there."""
     if folder.exists() and not folder.is_dir():
         raise Phi4Error(f"{folder}: is a file, expected a folder for the adapter")
+    if resume and not (folder / CHECKPOINTS).is_dir():
+        raise Phi4Error(f"{folder}: holds no checkpoint to go on from; leave out --resume")
     if resume or not folder.exists() or not any(folder.iterdir()):
         return
     if not overwrite:

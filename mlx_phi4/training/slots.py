@@ -10,10 +10,12 @@ from ..decoder.adapters import Adapter
 from ..decoder.identity import BaseIdentity
 from ..errors import CheckpointError, Phi4Error
 from ..model import Phi4
+from .checkpoints import CHECKPOINTS
 from .data import DataSet
 from .examples import TEXT_SLOT, Example
 from .parts import TRAINED, module_names, own_adapter
 
+LONGEST_SLOT = 48  # characters of an adapter's name, before which another word stands while it is trained
 NEW = "=new"  # behind an adapter's name: do not go on from the model's own
 
 
@@ -43,7 +45,11 @@ def choose(
         Phi4Error: a name that means nothing, or an example that would train nothing.
     """
     known, examples = module_names(model), [each for part in sets for each in part.examples]
-    held = dict.fromkeys(each.slot for each in examples)
+    held: dict[str, None] = {}
+    for each in examples:
+        if each.slot not in held:
+            _check_slot(each)
+        held[each.slot] = None
     modules = tuple(name for name in tune if name in known)
     wanted = [name for name in tune if name not in known] if tune else list(held)
     slots: dict[str, Adapter | None] = {}
@@ -52,7 +58,6 @@ def choose(
         if slot not in held:
             names = ", ".join([*held, *known])
             raise Phi4Error(f"tune names {slot!r}, for which there is no example; expected some of {names}")
-        check_adapter_name(f"{TRAINED}{slot}")
         slots[slot] = own_adapter(model, slot) if slot in model.config.adapters and not fresh else None
     if begin is not None:
         if len(slots) != 1:
@@ -68,6 +73,16 @@ def choose(
 def routed(examples: Iterable[Example], model: Phi4, chosen: Chosen) -> list[Example]:
     """The examples on their way: trained adapters by the names that they have in the model."""
     return [replace(each, row=replace(each.row, adapter=_route(each, model, chosen))) for each in examples]
+
+
+def _check_slot(example: Example) -> None:
+    """Raises Phi4Error for a slot whose folder could not be loaded by its name, or would lie upon the run's own."""
+    try:
+        check_adapter_name(example.slot)
+        if example.slot == CHECKPOINTS or len(example.slot) > LONGEST_SLOT:
+            raise Phi4Error(f"adapter is {example.slot!r}, expected at most {LONGEST_SLOT} characters, not a run's own")
+    except Phi4Error as error:
+        raise type(error)(f"{example.line.where}: {error}") from None
 
 
 def _route(example: Example, model: Phi4, chosen: Chosen) -> str | None:

@@ -9,7 +9,7 @@ import numpy as np
 from .examples import Example
 
 WINDOWS = 3  # stretches of updates that are compared
-SHORTEST_WATCH = 10  # updates of a stretch
+SHORTEST_WATCH = 20  # updates of a stretch: new words are learnt after up to 60 updates at chance
 FALL = 0.01  # of the loss from the first stretch to a later one: less is no progress
 NEAR = 0.85  # of the loss of guessing: above it nothing is known of the inputs
 OPENING = 8  # tokens of an answer that are guessed each by their place
