@@ -39,6 +39,11 @@ COPY = f"Copy the words: {PASSAGE}"
 PROSE = Path(__file__).parents[1] / "docs" / "usage.md"
 PROMPT, ANSWER = 600, 256  # words of it
 ROWS_AGAINST = (1, 8)
+FIGURES = {  # of a worker: what they are called, and in which unit
+    "seconds": ("ms a step", 1000),
+    "cpu": ("ms of CPU a step", 1000),  # of all threads: other programs disturb it less
+    "peak": ("peak memory, MB", 1e-6),
+}
 
 
 class Told:
@@ -133,14 +138,11 @@ def without(rounds: int, against: Path) -> list[list[str]]:
     lines = []
     for rows in ROWS_AGAINST:
         found, base = paired(lambda rows=rows: mine.run(rows), lambda rows=rows: theirs.run(rows), rounds)
-        for figure in ("seconds", "peak"):
+        for figure, (name, unit) in FIGURES.items():
             ratio = interval([a[figure] / b[figure] for a, b in zip(found, base, strict=True)])
             medians = [np.median([each[figure] for each in runs]) for runs in (found, base)]
-            unit = 1000 if figure == "seconds" else 1e-6
-            lines.append([
-                f"{rows} rows, {'ms a step' if figure == 'seconds' else 'peak memory, MB'}",
-                *(f"{unit * each:.3f}" for each in medians), f"{ratio[0]:.4f}", f"{ratio[1]:.4f} to {ratio[2]:.4f}",
-            ])  # fmt: skip
+            shown = (f"{unit * each:.3f}" for each in medians)
+            lines.append([f"{rows} rows, {name}", *shown, f"{ratio[0]:.4f}", f"{ratio[1]:.4f} to {ratio[2]:.4f}"])
     for worker in (mine, theirs):
         worker.close()
     return lines
@@ -149,7 +151,7 @@ def without(rounds: int, against: Path) -> list[list[str]]:
 # what a worker of either checkout runs: only what both have
 WORKER = """
 import json, sys
-from time import perf_counter
+from time import perf_counter, process_time
 import mlx.core as mx
 from mlx_phi4 import Request, load
 from mlx_phi4.generation.batch import Batch
@@ -164,11 +166,12 @@ for line in sys.stdin:
         row = processor.row(Request("seven two nine four one " * (number + 1)))
         batch.admit(Sequence(row, GenerationOptions(max_tokens=240), stop_ids=frozenset()))
     batch.step()
-    began, before = perf_counter(), batch.steps
+    began, cpu, before = perf_counter(), process_time(), batch.steps
     while batch.active:
         batch.step()
-    seconds = (perf_counter() - began) / (batch.steps - before)
-    print(json.dumps({"seconds": seconds, "peak": mx.get_peak_memory()}), flush=True)
+    steps = batch.steps - before
+    found = {"seconds": (perf_counter() - began) / steps, "cpu": (process_time() - cpu) / steps}
+    print(json.dumps(found | {"peak": mx.get_peak_memory()}), flush=True)
 """
 
 

@@ -77,5 +77,5 @@ def _checked(sequence: Sequence, draft: list[int], vocabulary: int) -> list[int]
     if sequence.constraint is not None and draft:
         draft = draft[: sequence.constraint.accepts(draft)]
     if not draft:
-        sequence.speculation.judged(1, 0)
+        sequence.speculation.judged(0, 0)
     return draft
