@@ -164,7 +164,7 @@ for line in sys.stdin:
     mx.reset_peak_memory()
     for number in range(count):
         row = processor.row(Request("seven two nine four one " * (number + 1)))
-        batch.admit(Sequence(row, GenerationOptions(max_tokens=240), stop_ids=frozenset()))
+        batch.admit(Sequence(row, GenerationOptions(max_tokens=80), stop_ids=frozenset()))
     batch.step()
     began, cpu, before = perf_counter(), process_time(), batch.steps
     while batch.active:
