@@ -17,7 +17,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
@@ -136,20 +136,18 @@ def compared(what: str, rounds: int, rows: Callable[..., list[Sequence]], how: d
     ]  # fmt: skip
 
 
-def without(rounds: int, against: Path) -> list[list[str]]:
+def without(rounds: int, against: Path) -> Iterator[list[str]]:
     """Rows that use none of it: seconds a token and peak memory of this checkout over another's, in turns."""
     mine, theirs = Worker(Path(__file__).parents[1]), Worker(against)
-    lines = []
     for rows in ROWS_AGAINST:
         found, base = paired(lambda rows=rows: mine.run(rows), lambda rows=rows: theirs.run(rows), rounds)
         for figure, (name, unit) in FIGURES.items():
             ratio = interval([a[figure] / b[figure] for a, b in zip(found, base, strict=True)])
             medians = [np.median([each[figure] for each in runs]) for runs in (found, base)]
             shown = (f"{unit * each:.3f}" for each in medians)
-            lines.append([f"{rows} rows, {name}", *shown, f"{ratio[0]:.4f}", f"{ratio[1]:.4f} to {ratio[2]:.4f}"])
+            yield [f"{rows} rows, {name}", *shown, f"{ratio[0]:.4f}", f"{ratio[1]:.4f} to {ratio[2]:.4f}"]
     for worker in (mine, theirs):
         worker.close()
-    return lines
 
 
 # what a worker of either checkout runs: only what both have
@@ -203,10 +201,12 @@ class Worker:
         self._process.wait()
 
 
-def table(head: list[str], lines: list[list[str]]) -> str:
-    """Markdown."""
-    rows = [head, ["---"] + ["--:"] * (len(head) - 1), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def show(head: list[str], lines: Iterable[list[str]]) -> None:
+    """A table in Markdown, line by line as they are measured."""
+    for row in (head, ["---"] + ["--:"] * (len(head) - 1)):
+        click.echo(f"| {' | '.join(row)} |")
+    for row in lines:
+        click.echo(f"| {' | '.join(row)} |")
 
 
 @click.command()
@@ -218,7 +218,7 @@ def main(rounds: int, only: str, against: Path | None):
     click.echo(f"{machine()}\n")
     if against is not None:
         head = ["without speculation", "here", "there", "ratio", "95 % interval"]
-        click.echo(table(head, without(rounds, against)))
+        show(head, without(rounds, against))
         return
     answers = Answers()
     copying, prose = answers.copying, answers.prose
@@ -236,9 +236,8 @@ def main(rounds: int, only: str, against: Path | None):
             {"speculation": answers.model},
         ),
     }
-    lines = [compared(what, rounds, *case) for what, case in cases.items() if only in what]
     head = ["", "tokens", "steps", "ratio", "right, wrong", "ms without", "wall, with / without", "CPU"]
-    click.echo(table(head, lines))
+    show(head, (compared(what, rounds, *case) for what, case in cases.items() if only in what))
 
 
 if __name__ == "__main__":
