@@ -4,7 +4,8 @@
     python benchmarks/speculation.py --against OTHER/CHECKOUT       # rows without speculation: this code over that
 
 phi4-tiny in float32, greedy unless a row says otherwise. Every round runs both, in turns that swap; a ratio is the
-median of the rounds with its 95 % interval by bootstrap. Below 1: this is faster.
+median of the rounds with its 95 % interval by bootstrap. Below 1: this is faster. CPU are the seconds of all threads,
+which other programs disturb less.
 
 The passage is as long as phi4-tiny was trained to copy words. Text that does not repeat is prose, the words of
 docs/usage.md numbered in the order in which they first appear: some are the prompt, the next ones the answer, which is
@@ -16,10 +17,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 import click
 import mlx.core as mx
@@ -39,6 +40,11 @@ COPY = f"Copy the words: {PASSAGE}"
 PROSE = Path(__file__).parents[1] / "docs" / "usage.md"
 PROMPT, ANSWER = 600, 256  # words of it
 ROWS_AGAINST = (1, 8)
+FIGURES = {  # of a worker: what they are called, and in which unit
+    "seconds": ("ms a step", 1000),
+    "cpu": ("ms of CPU a step", 1000),  # of all threads: other programs disturb it less
+    "peak": ("peak memory, MB", 1e-6),
+}
 
 
 class Told:
@@ -100,14 +106,15 @@ def deeper() -> Answers:
 
 
 def run(rows: list[Sequence]) -> dict:
-    """Seconds and decoder steps of a batch."""
-    began, batch = perf_counter(), Batch(rows[0].owner)
+    """Seconds by the clock and of all threads, and decoder steps of a batch."""
+    began, cpu, batch = perf_counter(), process_time(), Batch(rows[0].owner)
     for row in rows:
         batch.admit(row)
         row.sampler = getattr(row, "told", row.sampler)
     while batch.active:
         batch.step()
-    return {"seconds": perf_counter() - began, "steps": batch.steps, "rows": rows}
+    seconds = {"seconds": perf_counter() - began, "cpu": process_time() - cpu}
+    return seconds | {"steps": batch.steps, "rows": rows}
 
 
 def compared(what: str, rounds: int, rows: Callable[..., list[Sequence]], how: dict) -> list[str]:
@@ -116,40 +123,37 @@ def compared(what: str, rounds: int, rows: Callable[..., list[Sequence]], how: d
     if [row.tokens for row in fast["rows"]] != [row.tokens for row in plain["rows"]]:
         raise click.ClickException(f"{what}: the tokens differ")
     found, base = paired(lambda: run(rows(**how)), lambda: run(rows()), rounds)
-    wall = interval([a["seconds"] / b["seconds"] for a, b in zip(found, base, strict=True)])
+    wall, cpu = (
+        interval([a[figure] / b[figure] for a, b in zip(found, base, strict=True)]) for figure in ("seconds", "cpu")
+    )
     steps = [np.median([each["steps"] for each in run]) for run in (found, base)]
     first = [run["rows"][0] for run in found]
     right, wrong = (np.median([getattr(row, name) for row in first]) for name in ("accepted", "rejected"))
     return [
         what, f"{len(first[-1].tokens)}", f"{steps[0]:.0f} of {steps[1]:.0f}", f"{steps[0] / steps[1]:.2f}",
         f"{right:.0f}, {wrong:.0f}", f"{1000 * np.median([each['seconds'] for each in base]):.1f}",
-        f"{wall[0]:.3f}", f"{wall[1]:.3f} to {wall[2]:.3f}",
+        *(f"{each[0]:.3f} ({each[1]:.3f} to {each[2]:.3f})" for each in (wall, cpu)),
     ]  # fmt: skip
 
 
-def without(rounds: int, against: Path) -> list[list[str]]:
+def without(rounds: int, against: Path) -> Iterator[list[str]]:
     """Rows that use none of it: seconds a token and peak memory of this checkout over another's, in turns."""
     mine, theirs = Worker(Path(__file__).parents[1]), Worker(against)
-    lines = []
     for rows in ROWS_AGAINST:
         found, base = paired(lambda rows=rows: mine.run(rows), lambda rows=rows: theirs.run(rows), rounds)
-        for figure in ("seconds", "peak"):
+        for figure, (name, unit) in FIGURES.items():
             ratio = interval([a[figure] / b[figure] for a, b in zip(found, base, strict=True)])
             medians = [np.median([each[figure] for each in runs]) for runs in (found, base)]
-            unit = 1000 if figure == "seconds" else 1e-6
-            lines.append([
-                f"{rows} rows, {'ms a step' if figure == 'seconds' else 'peak memory, MB'}",
-                *(f"{unit * each:.3f}" for each in medians), f"{ratio[0]:.4f}", f"{ratio[1]:.4f} to {ratio[2]:.4f}",
-            ])  # fmt: skip
+            shown = (f"{unit * each:.3f}" for each in medians)
+            yield [f"{rows} rows, {name}", *shown, f"{ratio[0]:.4f}", f"{ratio[1]:.4f} to {ratio[2]:.4f}"]
     for worker in (mine, theirs):
         worker.close()
-    return lines
 
 
 # what a worker of either checkout runs: only what both have
 WORKER = """
 import json, sys
-from time import perf_counter
+from time import perf_counter, process_time
 import mlx.core as mx
 from mlx_phi4 import Request, load
 from mlx_phi4.generation.batch import Batch
@@ -162,13 +166,14 @@ for line in sys.stdin:
     mx.reset_peak_memory()
     for number in range(count):
         row = processor.row(Request("seven two nine four one " * (number + 1)))
-        batch.admit(Sequence(row, GenerationOptions(max_tokens=240), stop_ids=frozenset()))
+        batch.admit(Sequence(row, GenerationOptions(max_tokens=80), stop_ids=frozenset()))
     batch.step()
-    began, before = perf_counter(), batch.steps
+    began, cpu, before = perf_counter(), process_time(), batch.steps
     while batch.active:
         batch.step()
-    seconds = (perf_counter() - began) / (batch.steps - before)
-    print(json.dumps({"seconds": seconds, "peak": mx.get_peak_memory()}), flush=True)
+    steps = batch.steps - before
+    found = {"seconds": (perf_counter() - began) / steps, "cpu": (process_time() - cpu) / steps}
+    print(json.dumps(found | {"peak": mx.get_peak_memory()}), flush=True)
 """
 
 
@@ -196,10 +201,12 @@ class Worker:
         self._process.wait()
 
 
-def table(head: list[str], lines: list[list[str]]) -> str:
-    """Markdown."""
-    rows = [head, ["---"] + ["--:"] * (len(head) - 1), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def show(head: list[str], lines: Iterable[list[str]]) -> None:
+    """A table in Markdown, line by line as they are measured."""
+    for row in (head, ["---"] + ["--:"] * (len(head) - 1)):
+        click.echo(f"| {' | '.join(row)} |")
+    for row in lines:
+        click.echo(f"| {' | '.join(row)} |")
 
 
 @click.command()
@@ -211,7 +218,7 @@ def main(rounds: int, only: str, against: Path | None):
     click.echo(f"{machine()}\n")
     if against is not None:
         head = ["without speculation", "here", "there", "ratio", "95 % interval"]
-        click.echo(table(head, without(rounds, against)))
+        show(head, without(rounds, against))
         return
     answers = Answers()
     copying, prose = answers.copying, answers.prose
@@ -229,9 +236,8 @@ def main(rounds: int, only: str, against: Path | None):
             {"speculation": answers.model},
         ),
     }
-    lines = [compared(what, rounds, *case) for what, case in cases.items() if only in what]
-    head = ["", "tokens", "steps", "ratio", "right, wrong", "ms without", "wall, with / without", "95 % interval"]
-    click.echo(table(head, lines))
+    head = ["", "tokens", "steps", "ratio", "right, wrong", "ms without", "wall, with / without", "CPU"]
+    show(head, (compared(what, rounds, *case) for what, case in cases.items() if only in what))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from mlx_phi4 import Phi4Error, PromptCache, Request, batch_generate, generate, 
 from mlx_phi4.decoder.kv_cache import WindowKVCache
 from mlx_phi4.generation.batch import Batch
 from mlx_phi4.generation.lookup import MOST_COMPARED, PLACES, PairIndex
+from mlx_phi4.generation.speculation import FIRST_DRAFTS, REFUSAL, Speculation
 from mlx_phi4.generation.step_costs import StepCosts, Wanted, shares
 
 PASSAGE = "seven two nine four one six eight three zero five two nine"
@@ -204,6 +205,20 @@ def test_how_far_drafts_go():
     assert both[0] < both[1]
     assert shares([Wanted(sure)], 4, costs(0.001, rows=2)) == [16]  # another number of rows was not measured yet
     assert shares([Wanted(sure)], 1, StepCosts()) == [16] and shares([], 3, free) == []
+
+
+def test_drafts_of_which_nothing_may_come_pause():
+    """A grammar refused each of them, and each was a wait for the last step's tokens in vain."""
+    drafts = Speculation([1, 2] * 9, lookup=True)
+    drafts.read(1)
+    drafts.read(2)
+    for _ in range(FIRST_DRAFTS):
+        assert drafts.wanted(8) is not None
+        drafts.judged(0, 0)
+    for number in range(REFUSAL):
+        assert drafts.wanted(8) is None
+        drafts.read(1 + number % 2)
+    assert drafts.wanted(8).chances
 
 
 def test_a_window_takes_back_what_came_last():

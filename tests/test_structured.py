@@ -209,6 +209,28 @@ def test_bounds_of_numbers_are_those_of_the_numbers_that_are_read(tiny):
         assert len(found) >= 1 and not [text for text in found if fault(asked, text)]
 
 
+def test_what_the_library_would_read_otherwise_is_said_so_that_it_does_not(tiny):
+    """It let a quotation mark come for [^"], rounded bounds and constants of many digits, and dropped prefixItems."""
+    _, processor = tiny
+    whole, texts = {"type": "integer"}, {"type": "string"}
+    for schema, right, wrong in (
+        (texts | {"pattern": '^[^"]$'}, ["a", "\n", "\\"], ['"']),
+        (texts | {"pattern": r"^[^-\\\\]$"}, ["a", '"'], ["\\", "-"]),
+        (texts | {"pattern": r"^\[[^]a]{2}$"}, ["[bc"], ["[b]", "[ab"]),
+        (texts | {"pattern": r"^[\x00-\x1f]$"}, ["\n", "\x02"], ['"', "\\", "a"]),
+        ({"patternProperties": {'^[^"]$': {}}, "additionalProperties": False}, [{"a": 1}], [{'"': 1}]),
+        (whole | {"minimum": 2**53 + 1, "maximum": 2**53 + 9}, [2**53 + 2, 2**53 + 8], [2**53, 2**53 + 10]),
+        (whole | {"exclusiveMinimum": 2**60, "exclusiveMaximum": 2**60 + 9999}, [2**60 + 512], [2**60, 2**60 + 9999]),
+        (whole | {"minimum": -(2**63), "maximum": 2**64}, [0, -(2**62), 2**62], []),
+        ({"type": "number", "minimum": -1e300, "maximum": 1e300}, [-0.5, 10**18], []),
+        ({"oneOf": [{"const": 1, "title": "one"}, {"enum": [2, None]}]}, [1, 2, None], [3]),
+        ({"type": "array", "items": [{"const": 1}], "additionalItems": {"const": 2}}, [[1], [1, 2]], [[2], [1, 1]]),
+    ):
+        constraint = constraint_of(processor, schema=schema)
+        for value in (*right, *wrong):
+            assert complete(constraint, processor, json.dumps(value)) == (value in right), (schema, value)
+
+
 # in the engine
 
 

@@ -41,6 +41,7 @@ def nested(depth):
 
 CYCLE = {"type": "object"}
 CYCLE["properties"] = {"a": CYCLE}
+EITHER = {"type": "object", "properties": {"a": {"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}}, "required": ["a"]}
 SHARED = {"type": "object"}
 for _ in range(25):
     SHARED = {"anyOf": [SHARED, SHARED]}  # 2^25 of them in JSON
@@ -70,6 +71,12 @@ REFUSED = [
     ({"schema": {"type": "object", "properties": {"a/b": {"$ref": "#"}}, "required": ["a/b"]}}, "needs itself"),
     ({"schema": {"type": "array", "items": {"$ref": "#"}, "minItems": 1}}, "needs itself"),
     ({"schema": {"anyOf": [{"type": "array", "prefixItems": [{"$ref": "#"}], "minItems": 1}]}}, "needs itself"),
+    ({"schema": {"type": ["object"], "required": ["a"], "additionalProperties": {"$ref": "#"}}}, "needs itself"),
+    ({"schema": EITHER}, '"$ref": "#" needs itself'),
+    ({"schema": {"$defs": {"a": {"$anchor": "b", "allOf": [{"$ref": "#b"}]}}, "$ref": "#b"}}, '"#b" needs itself'),
+    ({"schema": {"const": [2**53 + 1]}}, "whole numbers in const of at most 2^53"),
+    ({"schema": {"type": "integer", "minimum": 10**20}}, "a minimum between -2^63 and 2^63"),
+    ({"schema": {"prefixItems": [], "additionalItems": False}}, "a schema with prefixItems and items"),
     ({"schema": CYCLE}, "at most 64 levels"),
     ({"schema": nested(70)}, "at most 64 levels"),
     ({"schema": SHARED}, "at most 262144 bytes"),

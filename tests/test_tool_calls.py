@@ -54,6 +54,7 @@ INSIDE = {
     "a list as a string": (json.dumps(f"[{ROME}, {OSLO}]"), [ROME, OSLO], ""),
     "arguments as a string": ('{"name": "get_weather", "arguments": "{\\"city\\": \\"Rome\\"}"}', [ROME], ""),
     "no arguments": ('[{"name": "now"}]', [OSLO], ""),
+    "arguments that are null": ('[{"name": "now", "arguments": null}]', [OSLO], ""),
     "empty arguments": ('[{"name": "now", "arguments": ""}]', [OSLO], ""),
     "parameters": ('[{"name": "now", "parameters": {}}]', [OSLO], ""),
     "OpenAI's form": (f'[{{"type": "function", "id": "1", "function": {ROME}}}]', [ROME], ""),

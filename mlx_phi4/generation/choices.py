@@ -41,10 +41,8 @@ class Flight:
     sampled: Sampled | None = None
     finite: dict[int, mx.array] = field(default_factory=dict)  # by choice, of rows whose prompt ends here
 
-    @property
-    def drafted(self) -> int:
-        """Tokens of drafts that it verifies."""
-        return sum(len(part.draft) for part in self.parts)
+    def __post_init__(self):
+        self.drafted = sum([len(part.draft) for part in self.parts])  # tokens that it verifies
 
     def choose(self) -> None:
         """Submit the choice of tokens, and have the device begin."""

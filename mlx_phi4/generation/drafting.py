@@ -14,7 +14,7 @@ def waits(decoding: list[Sequence], costs: StepCosts) -> bool:
     if not any(sequence.speculation for sequence in decoding):
         return False
     wanted, errors = _wanted(decoding, unread=1)
-    return bool(errors) or any(shares(list(wanted.values()), len(decoding), costs))
+    return bool(errors) or (bool(wanted) and any(shares(list(wanted.values()), len(decoding), costs)))
 
 
 def drafts(decoding: list[Sequence], costs: StepCosts, vocabulary: int) -> dict[Sequence, list[int] | Exception]:
@@ -22,7 +22,7 @@ def drafts(decoding: list[Sequence], costs: StepCosts, vocabulary: int) -> dict[
     if not any(sequence.speculation for sequence in decoding):
         return {}
     wanted, found = _wanted(decoding)
-    counts = dict(zip(wanted, shares(list(wanted.values()), len(decoding), costs), strict=True))
+    counts = dict(zip(wanted, shares(list(wanted.values()), len(decoding), costs), strict=True)) if wanted else {}
     found |= _modelled(decoding, wanted, counts, costs)
     for sequence, count in counts.items():
         try:
@@ -77,5 +77,5 @@ def _checked(sequence: Sequence, draft: list[int], vocabulary: int) -> list[int]
     if sequence.constraint is not None and draft:
         draft = draft[: sequence.constraint.accepts(draft)]
     if not draft:
-        sequence.speculation.judged(1, 0)
+        sequence.speculation.judged(0, 0)
     return draft

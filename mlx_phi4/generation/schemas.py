@@ -5,6 +5,7 @@ or answer with JSON that the schema does not describe.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
@@ -12,21 +13,14 @@ from urllib.parse import unquote
 
 from ..arguments.kinds import shown
 from ..files import DEEPEST
+from .schema_repairs import SchemaError, adapt
 
 DIGITS_OF_MULTIPLE = 5  # that are not zeros at an end, of multipleOf: the automaton has a state for each remainder
-
-LARGEST_BOUND = 2.0**53  # beyond, not all whole numbers are floats
-DIGITS_OF_BOUND = 12  # that count
-LEAST_DIGIT = 15  # behind the point, of numbers next to 0; the least float has 324
 
 # where a schema holds schemas
 NAMED = ("properties", "patternProperties", "$defs", "definitions")
 LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
 SINGLE = ("additionalProperties", "items")
-
-
-class SchemaError(Exception):
-    """What was expected of a schema, and what it is."""
 
 
 def read_schema(value: Any, most_bytes: int) -> str:
@@ -44,11 +38,15 @@ def read_schema(value: Any, most_bytes: int) -> str:
     if not _shallow(value):
         raise SchemaError(f"at most {DEEPEST} levels of objects and lists")
     schema = json.loads(_text(value, most_bytes))
-    _check(schema)
+    if "x-guidance" in schema:
+        raise SchemaError('a schema without "x-guidance"')
     for each in _schemas(schema):
         if model and "properties" in each:
             each.setdefault("additionalProperties", False)
-        _include_bounds(each)
+        adapt(each)  # before its parts are looked at, which may stand elsewhere then
+        _check_multiple(each.get("multipleOf"))
+        _check_least(each)
+    _check_ends(schema)
     return json.dumps(schema)
 
 
@@ -88,48 +86,22 @@ def _shallow(value: dict) -> bool:
 
 
 def _schemas(root: dict) -> Iterator[dict]:
-    """A schema and all that it holds."""
+    """A schema and all that it holds or refers to, each once."""
     waiting: list[Any] = [root]
+    seen: set[int] = set()
     while waiting:
         schema = waiting.pop()
-        if not isinstance(schema, dict):
+        if not isinstance(schema, dict) or id(schema) in seen:
             continue
+        seen.add(id(schema))
         yield schema
         for key in NAMED:
             waiting += schema[key].values() if isinstance(schema.get(key), dict) else ()
         for key in LISTED:
             waiting += schema[key] if isinstance(schema.get(key), list) else ()
         waiting += [schema[key] for key in SINGLE if key in schema]
-
-
-def _check(root: dict) -> None:
-    if "x-guidance" in root:
-        raise SchemaError('a schema without "x-guidance"')
-    for schema in _schemas(root):
-        _check_multiple(schema.get("multipleOf"))
-        _check_least(schema)
-    _check_ends(root)
-
-
-def _include_bounds(schema: dict) -> None:
-    """Bounds of numbers that do not belong to their range, as the next numbers that do.
-
-    The library takes some bounds for part of a range that excludes them, and knows decimals, not the numbers that they
-    are once they are read: 0.99999999999999999 is not below 1.
-    """
-    if schema.get("type") == "integer":
-        return
-    for name, inner, toward in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
-        bound, other = schema.get(name), schema.get(inner)
-        if type(bound) in (int, float) and abs(bound) < LARGEST_BOUND and type(other) in (int, float, type(None)):
-            del schema[name]
-            bound = float(Decimal(repr(bound)) + toward * _step(bound))
-            schema[inner] = bound if other is None else toward * max(toward * bound, toward * other)
-
-
-def _step(bound: float) -> Decimal:
-    """A little of a number: the library's own reading of decimals may be off by its last bit."""
-    return Decimal(1).scaleb(Decimal(repr(bound)).adjusted() - DIGITS_OF_BOUND if bound else -LEAST_DIGIT)
+        if isinstance(schema.get("$ref"), str):
+            waiting.append(_target(schema["$ref"], root))
 
 
 def _check_multiple(value: Any) -> None:
@@ -147,48 +119,77 @@ def _check_least(schema: dict) -> None:
         raise SchemaError(f"minProperties of at most one more than there are keys in required; it is {least}")
 
 
+Part = tuple[Any, str | None]  # a schema, and the reference that leads there
+
+
 def _check_ends(root: dict) -> None:
-    """Raises SchemaError where an answer would need itself inside of itself."""
-    done: set[int] = set()
-    for start in (schema for schema in _schemas(root) if id(schema) not in done):
-        way: dict[int, str | None] = {}  # schemas that need each other in turn, and by which reference
-        stack = [(start, None, iter(_needed(start, root)))]
-        way[id(start)] = None
-        while stack:
-            schema, _, needed = stack[-1]
-            following = next(needed, None)
-            if following is None:
-                stack.pop()
-                del way[id(schema)]
-                done.add(id(schema))
-                continue
-            inner, reference = following
-            if id(inner) in way:
-                told = reference or next(name for _, name, _ in reversed(stack) if name)
-                raise SchemaError(f'a schema that ends: "$ref": {json.dumps(told)} needs itself inside of itself')
-            if id(inner) not in done:
-                way[id(inner)] = reference
-                stack.append((inner, reference, iter(_needed(inner, root))))
+    """Raises SchemaError where an answer would need itself inside of itself.
+
+    What needs nothing ends; what ends helps those that need it, or one of several, until nothing more is found.
+    """
+    schemas = list(_schemas(root))
+    named = {f"#{each['$anchor']}": each for each in schemas if isinstance(each.get("$anchor"), str)}
+    needed = {id(each): _needed(each, root, named) for each in schemas}
+    left = {number: len(groups) for number, groups in needed.items()}
+    helped: dict[int, list[list]] = defaultdict(list)  # by a schema: whose need it meets, and whether that was met
+    for number, groups in needed.items():
+        for group in groups:
+            need = [number, False]
+            for part, _ in group:
+                helped[id(part)].append(need)
+    ended = [number for number, count in left.items() if not count]
+    while ended:
+        for need in helped[ended.pop()]:
+            if not need[1]:
+                need[1] = True
+                left[need[0]] -= 1
+                if not left[need[0]]:
+                    ended.append(need[0])
+    number, way = next((number for number, count in left.items() if count), None), {}
+    if number is None:
+        return
+    while number not in way:
+        part, reference = next(group for group in needed[number] if all(left[id(part)] for part, _ in group))[0]
+        way[number] = reference
+        number = id(part)
+    circle = list(way)[list(way).index(number) :]
+    told = json.dumps(next(way[each] for each in circle if way[each]))
+    raise SchemaError(f'a schema that ends: "$ref": {told} needs itself inside of itself')
 
 
-def _needed(schema: dict, root: dict) -> list[tuple[dict, str | None]]:
-    """The schemas that every answer to this one has a part of, and the reference that leads there."""
-    found: list[tuple[Any, str | None]] = []
+def _needed(schema: dict, root: dict, named: dict[str, dict]) -> list[list[Part]]:
+    """Of each of these groups of schemas every answer to this one has a part that answers to one of them."""
+    found: list[list[Part]] = []
     reference = schema.get("$ref")
     if isinstance(reference, str):
-        found.append((_target(reference, root), reference))
+        found.append([(named.get(reference, _target(reference, root)), reference)])
     for key in ("anyOf", "oneOf"):
-        if isinstance(schema.get(key), list) and len(schema[key]) == 1:
-            found.append((schema[key][0], None))
-    found += [(each, None) for each in schema["allOf"]] if isinstance(schema.get("allOf"), list) else []
-    properties, required = schema.get("properties"), schema.get("required")
-    if schema.get("type") == "object" and isinstance(properties, dict) and isinstance(required, list):
-        found += [(properties[key], None) for key in required if isinstance(key, str) and key in properties]
+        if isinstance(schema.get(key), list) and schema[key]:
+            found.append([(each, None) for each in schema[key]])
+    found += [[(each, None)] for each in schema["allOf"]] if isinstance(schema.get("allOf"), list) else []
+    if schema.get("type") in ("object", ["object"]):
+        found += [[(each, None) for each in group] for group in _members(schema)]
     least = schema.get("minItems")
-    if schema.get("type") == "array" and isinstance(least, int) and least > 0:
+    if schema.get("type") in ("array", ["array"]) and isinstance(least, int) and least > 0:
         first = schema["prefixItems"] if isinstance(schema.get("prefixItems"), list) else []
-        found += [(each, None) for each in [*first, schema.get("items")][:least]]
-    return [(each, name) for each, name in found if isinstance(each, dict)]
+        found += [[(each, None)] for each in [*first, schema.get("items")][:least]]
+    found = [[each for each in group if each[0] is not False] for group in found]
+    # what is no schema with parts of its own, or leads out of this one, is another's affair
+    return [group for group in found if group and all(isinstance(part, dict) for part, _ in group)]
+
+
+def _members(schema: dict) -> Iterator[list]:
+    """The schemas of which each member that an object must have has one."""
+    properties, patterns = (
+        found if isinstance(found := schema.get(key), dict) else {} for key in ("properties", "patternProperties")
+    )
+    others = [*patterns.values(), schema.get("additionalProperties")]
+    required = schema["required"] if isinstance(schema.get("required"), list) else []
+    for key in required:
+        yield [properties[key]] if isinstance(key, str) and key in properties else others
+    least = schema.get("minProperties")
+    if not required and isinstance(least, int) and least > 0:
+        yield [*properties.values(), *others]
 
 
 def _target(reference: str, root: dict) -> Any:

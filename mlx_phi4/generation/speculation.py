@@ -26,6 +26,7 @@ SHORT, LONG = 8, 32  # most tokens of a row's first drafts, and of those after d
 LIKELY = 0.25  # chance of a draft's first token at least, and of the last one of the first drafts
 QUIET, SILENT = 64, 1024  # tokens without a draft after which another is tried: the first time, and at last
 PROBE = 2  # tokens of such a draft
+REFUSAL = 16  # tokens without a draft where nothing of the last ones could come
 KEPT_PREDICTIONS = 16  # of each tokenizer, as ids
 
 _lock = threading.Lock()
@@ -51,7 +52,7 @@ class Drafts(Protocol):
         """At most so many tokens of what was wanted last."""
 
     def judged(self, drafted: int, accepted: int) -> None:
-        """Of a draft so many tokens were verified, and the first so many were right."""
+        """Of a draft so many tokens were verified, and the first so many were right; of none, nothing could come."""
 
     def forget(self) -> None:
         """Let go of what the device holds."""
@@ -104,7 +105,7 @@ class Speculation:
         self._prompt, self._lookup, self._prediction, self.model = prompt, lookup, prediction, model
         self._followers: list[Follower] | None = None  # made while the prompt is computed
         self._source: Follower | None = None
-        self._made = 0  # drafts
+        self._made = self._refused = 0  # drafts, and those in a row of which nothing could come
         self._longest = SHORT
         self._quiet, self._patience = 0, QUIET  # tokens since the last draft; after which another is tried
         self._right, self._seen = 3.0, 4.0  # tokens of the draft model, of which some are taken for granted at first
@@ -135,6 +136,8 @@ class Speculation:
         """See ``Drafts``."""
         if self._followers is None:
             self._begin()
+        if self._refused >= FIRST_DRAFTS and self._quiet < REFUSAL:
+            return None
         count, chances, self._source, model = min(room, self._longest), [], None, None
         for follower in self._followers:
             likely = follower.chances(count + unread)[unread:]
@@ -166,15 +169,16 @@ class Speculation:
     def judged(self, drafted: int, accepted: int) -> None:
         """See ``Drafts``."""
         self._made += 1
+        self._refused = 0 if drafted else self._refused + 1
         if self._quiet > QUIET:
             self._patience = QUIET if 2 * accepted > drafted else min(2 * self._patience, SILENT)
         self._quiet = 0
-        if accepted == drafted >= self._longest:
+        if accepted >= self._longest:
             self._longest = min(2 * self._longest, LONG)
         elif 4 * accepted < drafted:
             self._longest = max(self._longest // 2, SHORT)
         if self._source is None:  # of followers it is known without drafts
-            seen = min(accepted + 1, drafted)
+            seen = min(accepted + 1, max(drafted, 1))
             self._right, self._seen = MEMORY**seen * self._right + accepted, MEMORY**seen * self._seen + seen
 
     def forget(self) -> None:

@@ -19,6 +19,7 @@ from .draft_model import DraftRow
 
 MEASURED = 9  # measurements of a kind of step; their median counts, since other programs' work falls on single ones
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # drafted tokens measured apart
+FORGOTTEN = 32  # plain steps after which what is known of them is put together anew
 PRICE = 0.05  # of a drafted token, in plain steps, before any was measured
 GAIN = 1.05  # tokens a second over those of a plain step, from which on drafts are made
 _known: dict[tuple[int, str], "StepCosts"] = {}
@@ -63,7 +64,7 @@ class StepCosts:
             kinds[kind] = deque(maxlen=MEASURED)
         kinds[kind].append(seconds)
         self._noted += 1
-        if drafted or self._noted % MEASURED == 0:  # of plain steps there are many
+        if drafted or self._noted % FORGOTTEN == 0:  # of plain steps there are many
             self._curves = {}
 
     def note_drafting(self, tokens: int, seconds: float) -> None:

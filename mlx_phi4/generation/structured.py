@@ -192,7 +192,7 @@ TOLD = (
     (r"Resource '(.*?)' is not present.*", r'"$ref": "\1" leads out of the schema'),
     (r"Pointer '(.*?)' does not exist", r'"$ref": "#\1" leads nowhere'),
     (r"(?s).*regex parse error:\n\s*(.*?)\n[ ^]+\nerror: ([^\n]*).*", r"the pattern \1: \2"),
-    (r"NoExtension.*", "no text fits it"),
+    (r"(?s)NoExtension.*|Unsatisfiable schema: Regex is empty.*", "no text fits it"),
     (r"(?s)panic.*|.* too (big|large).*", "it is too large"),
 )  # what the library says: what is told instead
 

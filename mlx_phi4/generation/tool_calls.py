@@ -97,6 +97,8 @@ def _call(item: Any, names: frozenset[str]) -> ToolCall:
     if len(given) > 1 or not item.keys() <= {"name", "type", "id"} | given:
         raise ValueError
     arguments = item[given.pop()] if given else {}
+    if arguments is None:
+        arguments = {}
     if isinstance(arguments, str):
         arguments = _json(arguments) if arguments.strip() else {}
     if not isinstance(arguments, dict):
