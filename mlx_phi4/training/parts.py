@@ -41,7 +41,7 @@ class LoraOptions:
     """
 
     kind: str = "lora"
-    rank: int = 32  # of 16 words that are spelled by letters were learnt half as well: benchmarks/README.md
+    rank: int = 32  # with 16, words spelled by letters were learnt half as well: benchmarks/README.md
     scale: float | None = None
     alpha: float | None = None
     rslora: bool = False

@@ -80,7 +80,8 @@ class Trainer:
         folder = self.checkpoints.folder.parent
         if self.together.of_first(progress.iteration >= self.options.iters and has_result(folder)):
             raise Phi4Error(f"{folder}: all {progress.iteration} iterations are done; there is nothing to go on with")
-        self.progress, self.parameters = progress, parameters
+        # in their order from the beginning, not the file's: the gradient's norm is a sum, whose last bit knows it
+        self.progress, self.parameters = progress, {name: parameters[name] for name in self.parameters}
         self.updater.restore(optimizer, progress.updates)
         self.watch.losses = list(progress.losses)
         place(self.learner.model, self.learner.cast(parameters))
