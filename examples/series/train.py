@@ -22,8 +22,8 @@ MODEL = "phi4-tiny"
 MEDIA = Path(__file__).parents[1] / "media"
 STAGES = {  # what is trained, iterations, highest rate
     "projector": (("series_projector",), 80, 3e-3),
-    "encoder": (("series_encoder", "series_projector"), 300, 2e-3),
-    "adapter": (("series", "series_encoder", "series_projector"), 300, 1e-3),
+    "encoder": (("series_encoder", "series_projector"), 120, 2e-3),
+    "adapter": (("series", "series_encoder", "series_projector"), 420, 1e-3),
 }
 
 
