@@ -36,7 +36,7 @@ class Bench:
         """The built-in model on the current device. Raises Phi4Error."""
         key = dtype, str(mx.default_device())
         if key not in self._loaded:
-            self._loaded[key] = load(samples.MODEL, dtype=dtype)
+            self._loaded[key] = load(samples.BUILT_IN_MODEL, dtype=dtype)
         return self._loaded[key]
 
     def asked(self) -> tuple[Phi4, Processor]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-PASSED, FAILED, NOT_RUN = "passed", "FAILED", "not run"
+PASSED, WRONG, NOT_RUN = "passed", "FAILED", "not run"
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from .bench import DTYPES, Bench
 from .checks import Check, holds
 from .encoders import LAYER
 
-ASKED = (0, 1, samples.DECODER_IDS // 2, samples.DECODER_IDS - 1)  # positions whose logits were kept
-PIECES = (20, 1, 27)  # tokens: the same ids through a cache
+KEPT_POSITIONS = (0, 1, samples.DECODER_IDS // 2, samples.DECODER_IDS - 1)  # positions whose logits were kept
+CACHED_PIECES = (20, 1, 27)  # tokens: the same ids through a cache
 
 
 def logits_of(model: Phi4, row: Row, state: RowState, pieces=None) -> mx.array:
@@ -48,14 +48,14 @@ def decoder(bench: Bench) -> Iterator[Check]:
 
             def compute(dtype, adapter=adapter, first=first, long=long):
                 state = RowState(adapter, long, offset=first)
-                return logits_of(bench.model(dtype)[0], row, state)[mx.array(ASKED)]
+                return logits_of(bench.model(dtype)[0], row, state)[mx.array(KEPT_POSITIONS)]
 
             yield from bench.both(name, compute, expected, depth, length)
         for dtype in DTYPES:
             model = bench.model(dtype)[0]
             whole = np.array(logits_of(model, row, RowState(adapter)).astype(mx.float32))
             state = RowState(adapter, caches=[KVCache() for _ in model.model.layers])
-            cached = logits_of(model, row, state, PIECES)
+            cached = logits_of(model, row, state, CACHED_PIECES)
             yield bench.error(f"{adapter or 'base'}, by a cache, {dtype}", cached, whole, dtype, 2 * depth, length)
 
 

@@ -17,18 +17,18 @@ from .checks import Check, holds
 # root mean square of a matrix of weights; those of networks that were trained lie between 1e-3 and 1
 LEAST_RMS, MOST_RMS = 1e-5, 10.0
 MOST_WEIGHT = 3e3  # of a single number; the largest known are scales of norms, tens
-WEIGHTS = "model.safetensors"
+BUILT_IN_WEIGHTS = "model.safetensors"
 
 
 def files(bench: Bench) -> Iterator[Check]:
     """The built-in model and what it is compared with, by their checksums."""
-    for folder in (ASSETS / samples.MODEL, samples.FOLDER):
+    for folder in (ASSETS / samples.BUILT_IN_MODEL, samples.SAMPLES):
         try:
             check_asset(folder)
             yield holds(folder.name, True)
         except CheckpointError as error:
             yield holds(folder.name, False, str(error))
-    digest = hashlib.sha256((ASSETS / samples.MODEL / WEIGHTS).read_bytes()).hexdigest()
+    digest = hashlib.sha256((ASSETS / samples.BUILT_IN_MODEL / BUILT_IN_WEIGHTS).read_bytes()).hexdigest()
     yield holds("golden values", digest == samples.made_for(), "they were made for other weights")
 
 

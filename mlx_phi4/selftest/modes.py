@@ -22,7 +22,7 @@ from .encoders import LAYER
 
 ROUNDS = 3  # of requests, after one that warms up
 GROWTH = 64e3  # bytes that may be held longer than a round: compiled functions, small tables
-NEW = 12  # tokens of an answer, more than the built-in model needs
+MOST_NEW = 12  # tokens of an answer, more than the built-in model needs
 ASKED_NEW = 32
 LONGEST_REPEAT = 8  # equal tokens one after another
 
@@ -57,7 +57,9 @@ def modes(bench: Bench) -> Iterator[Check]:
             name = f"{case.name} ({case.mode}), {dtype}"
             yield bench.error(name, got, parts["logits"], dtype, depth_of(model), length)
         chosen = [case for case in samples.CASES if dtype == "bfloat16" or case.mode in ("text", "speech")]
-        answers = batch_generate(model, processor, [c.request for c in chosen], max_tokens=NEW, media_cache=bench.seen)
+        answers = batch_generate(
+            model, processor, [c.request for c in chosen], max_tokens=MOST_NEW, media_cache=bench.seen
+        )
         for case, answer in zip(chosen, answers, strict=True):
             told = f"{answer.text!r}, expected {case.answer!r}"
             yield holds(f"{case.name}: answer, {dtype}", answer.text == case.answer, told)
@@ -146,7 +148,7 @@ def memory(bench: Bench) -> Iterator[Check]:
 def speed(bench: Bench) -> Iterator[Check]:
     """Tokens a second and time to the first token of the built-in model: figures to compare machines by."""
     model, processor = bench.model("bfloat16")
-    media = {"image": str(samples.path(samples.SIGN)), "audio": str(samples.path(samples.COMMAND))}
+    media = {"image": str(samples.path(samples.SIGN)), "audio": str(samples.path(samples.SPOKEN_COMMAND))}
     asked = {"text": {}, "vision": {"image": media["image"]}, "speech": {"audio": media["audio"]}}
     for mode, given in asked.items():
         (found,) = benchmark(model, processor, prompt_tokens=64, generation_tokens=16, mode=mode, repeat=1, **given)

@@ -30,7 +30,7 @@ class Packed:
     scheme: Scheme
 
 
-PACKED = (
+PACKED_WIDTHS = (
     Packed("decoder", 3072, Scheme(4, 64)),
     Packed("decoder, down", 8192, Scheme(4, 64)),
     Packed("decoder, groups of 32", 3072, Scheme(4, 32)),
@@ -44,7 +44,7 @@ PACKED = (
     Packed("audio encoder, down", 1536, Scheme(8, 64)),
     Packed("audio encoder, out", 10240, Scheme(8, 64)),
 )
-PLAIN = {"decoder": 3072, "decoder, down": 8192, "vision adapter": 256, "vision encoder": 1152, "fc2": 4304}
+PLAIN_WIDTHS = {"decoder": 3072, "decoder, down": 8192, "vision adapter": 256, "vision encoder": 1152, "fc2": 4304}
 
 
 def unpacked(weight: np.ndarray, scales: np.ndarray, biases: np.ndarray, scheme: Scheme) -> np.ndarray:
@@ -57,12 +57,12 @@ def unpacked(weight: np.ndarray, scales: np.ndarray, biases: np.ndarray, scheme:
 
 def products(bench: Bench) -> Iterator[Check]:
     """Linear layers with one token and many, and packed ones as a conversion makes them."""
-    for name, width in PLAIN.items():
+    for name, width in PLAIN_WIDTHS.items():
         weight = samples.normal((ROWS, width), 31) / np.float32(width**0.5)
         for dtype in DTYPES:
             made, exact_weight = rounded(weight, dtype)
             yield from _multiplied(bench, name, lambda x, made=made: x @ made.T, exact_weight, dtype, packed=False)
-    for each in PACKED:
+    for each in PACKED_WIDTHS:
         yield from _packed(bench, each)
 
 

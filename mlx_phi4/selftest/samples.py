@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoint.hub import ASSETS
-from ..config import CROP_SIZE
+from ..config import CROP_SIZE, PATCH_SIZE
 from ..inputs.processor import Request
 from ..vision.preprocess import CELLS, PATCHES, Picture
 
-FOLDER = ASSETS / "selftest"
-MODEL = "phi4-tiny"
-COMMAND, QUESTION, SIGN = "command.flac", "question.flac", "sign.png"
+SAMPLES = ASSETS / "selftest"
+BUILT_IN_MODEL = "phi4-tiny"
+SPOKEN_COMMAND, SPOKEN_QUESTION, SIGN = "command.flac", "question.flac", "sign.png"
 REGIMES = {"short": (0, False), "short, late": (3900, False), "long": (4100, True)}  # first position, table
 DECODER_IDS = 48
 LONG_MEL = 21  # times the command's features: more than one window of the conformer
@@ -40,7 +40,7 @@ class Case:
 
     @property
     def request(self) -> Request:
-        media = [[str(FOLDER / each)] if each else None for each in (self.image, self.audio)]
+        media = [[str(SAMPLES / each)] if each else None for each in (self.image, self.audio)]
         return Request(self.prompt, *media)
 
 
@@ -49,21 +49,21 @@ CASES = (
     Case("capital", "text", "What is the capital of France?", "Paris"),
     Case("number", "vision", "Read the number.", "7", image=SIGN),
     Case("picture", "vision", "Describe the picture.", "blue star", image=SIGN),
-    Case("command", "speech", "Transcribe the audio clip into text.", "turn on the radio", audio=COMMAND),
-    Case("question", "vision-speech", "", "star", image=SIGN, audio=QUESTION),
+    Case("command", "speech", "Transcribe the audio clip into text.", "turn on the radio", audio=SPOKEN_COMMAND),
+    Case("question", "vision-speech", "", "star", image=SIGN, audio=SPOKEN_QUESTION),
 )
 
 
 @cache
 def golden() -> dict[str, np.ndarray]:
     """The reference implementation's values by name. Raises OSError or ValueError where the file is damaged."""
-    with np.load(FOLDER / "golden.npz", allow_pickle=False) as file:
+    with np.load(SAMPLES / "golden.npz", allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 
 def made_for() -> str:
     """SHA-256 of the weights that the golden values belong to."""
-    return json.loads((FOLDER / "made_with.json").read_text())["model.safetensors"]
+    return json.loads((SAMPLES / "made_with.json").read_text())["model.safetensors"]
 
 
 def words(count: int, seed: int) -> np.ndarray:
@@ -86,7 +86,7 @@ def sign() -> np.ndarray:
     """(260, 448, 3) uint8: the bundled picture."""
     from PIL import Image
 
-    return np.asarray(Image.open(FOLDER / SIGN).convert("RGB"))
+    return np.asarray(Image.open(SAMPLES / SIGN).convert("RGB"))
 
 
 def pictures() -> dict[str, np.ndarray]:
@@ -104,9 +104,8 @@ def ready(name: str) -> Picture:
     canvas[: pixels.shape[0], : pixels.shape[1]] = pixels
     crops = canvas.reshape(rows, CROP_SIZE, columns, CROP_SIZE, 3).swapaxes(1, 2).reshape(-1, CROP_SIZE, CROP_SIZE, 3)
     scaled = (canvas[::rows, ::columns].astype(np.float32) - 127.5) / 127.5
-    kept = tuple(
-        PATCHES * n - (CROP_SIZE * n - side) // 14 for n, side in zip((rows, columns), pixels.shape, strict=False)
-    )
+    sides = zip((rows, columns), pixels.shape[:2], strict=True)
+    kept = tuple(PATCHES * n - (CROP_SIZE * n - side) // PATCH_SIZE for n, side in sides)
     return Picture(scaled, np.ascontiguousarray(crops), (rows, columns), kept)
 
 
@@ -123,4 +122,4 @@ def frames(dims: int) -> np.ndarray:
 
 def path(name: str) -> Path:
     """A bundled file."""
-    return FOLDER / name
+    return SAMPLES / name

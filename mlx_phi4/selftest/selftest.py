@@ -11,7 +11,7 @@ from ..errors import Phi4Error
 from ..evaluation.speed import machine
 from . import attention, decoder, encoders, files, media, modes, products, tokens
 from .bench import Bench
-from .checks import FAILED, PASSED, Outcome, Stage, holds
+from .checks import PASSED, WRONG, Outcome, Stage, holds
 from .report import Report
 
 NEEDED = ("files",)
@@ -37,13 +37,13 @@ STAGES = (
     Stage("memory", "repeated requests leave nothing behind", modes.memory, NEEDED),
     Stage("speed", "figures of the built-in model", modes.speed, NEEDED),
 )
-ASKED = (
+MODEL_STAGES = (
     Stage("model-tensors", "every weight of the model is finite and in range", files.asked_tensors),
     Stage("model-tokens", "its tokenizer and chat template", tokens.asked_tokens),
     Stage("model-rows", "its text is bit-equal without adapters", modes.asked_rows, ("model-tensors",)),
     Stage("model-modes", "its answers to bundled media, in each of its modes", modes.asked_modes, ("model-tokens",)),
 )
-NAMES = tuple(stage.name for stage in (*STAGES, *ASKED))
+NAMES = tuple(stage.name for stage in (*STAGES, *MODEL_STAGES))
 
 
 @takes(
@@ -73,14 +73,14 @@ def self_test(
         Phi4Error: stages of a model are asked for, and no model.
     """
     chosen = set(NAMES if stages is None else stages)
-    own = {stage.name for stage in ASKED}
+    own = {stage.name for stage in MODEL_STAGES}
     if model is None:
         if stages is not None and (lost := sorted(chosen & own)):
             raise Phi4Error(f"stages are {', '.join(lost)}: they need a model")
         chosen -= own
     bench = Bench(None if model is None else str(model), revision)
     outcomes: dict[str, Outcome] = {}
-    for stage in (*STAGES, *ASKED):
+    for stage in (*STAGES, *MODEL_STAGES):
         if stage.name not in chosen:
             continue
         outcomes[stage.name] = outcome = Outcome(stage.name, stage.about)
@@ -106,7 +106,7 @@ def _run(stage: Stage, bench: Bench, outcome: Outcome) -> None:
         said = " ".join(str(error).split())
         outcome.checks.append(holds("runs", False, said if isinstance(error, Phi4Error) else _named(error, said)))
     outcome.seconds = time.perf_counter() - began
-    outcome.state = FAILED if outcome.failures or not outcome.checks else PASSED
+    outcome.state = WRONG if outcome.failures or not outcome.checks else PASSED
 
 
 def _memory_gb() -> float | None:

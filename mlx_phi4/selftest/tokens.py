@@ -14,7 +14,7 @@ from . import samples
 from .bench import Bench
 from .checks import Check, holds
 
-ADAPTERS = {"text": None, "vision": "vision", "speech": "speech", "vision-speech": "vision"}
+ADAPTER_OF = {"text": None, "vision": "vision", "speech": "speech", "vision-speech": "vision"}
 PUBLISHED_SIZE = 200_064  # of the vocabulary
 # ids in the published tokenizer, by https://huggingface.co/microsoft/Phi-4-multimodal-instruct, tokenizer.json
 PUBLISHED_IDS = {
@@ -27,8 +27,8 @@ PUBLISHED_IDS = {
     "<|system|>": 200_022,
 }
 # what a byte-level vocabulary gives back as it was
-TEXTS = ("The sea is 12,345 km wide.", "Ein Gruß aus Köln", "Привет, мир", "你好，世界", "naïve café 🙂", " a\n\tb  c")
-SYSTEM, QUESTION = "Be brief.", "What is 2 + 2?"
+TEXTS = ("The sea is 12,345 km wide.", "Ein Gruß aus Köln", "Привет, мир", "你好世界", "naïve café 🙂", " a\n\tb  c")
+ASKED_SYSTEM, ASKED_QUESTION = "Be brief.", "What is 2 + 2?"
 
 
 def tokens(bench: Bench) -> Iterator[Check]:
@@ -40,7 +40,7 @@ def tokens(bench: Bench) -> Iterator[Check]:
         expected = tuple(ids[:count].tolist())
         yield holds(f"{case.name}: ids", row.ids == expected, f"{_brief(row.ids)}, expected {_brief(expected)}")
         route = row.mode, row.adapter
-        wanted = case.mode, ADAPTERS[case.mode]
+        wanted = case.mode, ADAPTER_OF[case.mode]
         yield holds(f"{case.name}: mode and adapter", route == wanted, f"{route}, expected {wanted}")
         answer = processor.tokenizer.decode(ids[count:].tolist())
         yield holds(f"{case.name}: text", answer == case.answer, f"{answer!r}, expected {case.answer!r}")
@@ -71,16 +71,16 @@ def asked_tokens(bench: Bench) -> Iterator[Check]:
 def templated(bench: Bench, processor: Processor, ids: dict[str, int]) -> Iterator[Check]:
     """A prompt by the published form, and by the template in the folder."""
     encode = processor.tokenizer.encode_plain
-    row = processor.row(Request(QUESTION, system=SYSTEM))
+    row = processor.row(Request(ASKED_QUESTION, system=ASKED_SYSTEM))
     before = processor.tokenizer.default_system.before
     expected = [
-        *(ids["<|system|>"], *encode(before + SYSTEM), ids[END]),
-        *(ids["<|user|>"], *encode(QUESTION), ids[END], ids["<|assistant|>"]),
+        *(ids["<|system|>"], *encode(before + ASKED_SYSTEM), ids[END]),
+        *(ids["<|user|>"], *encode(ASKED_QUESTION), ids[END], ids["<|assistant|>"]),
     ]
     yield holds("template", list(row.ids) == expected, f"{_brief(row.ids)}, expected {_brief(expected)}")
     template = read_template(model_folder(bench.name, bench.revision, quiet=True))
     if template is not None:
-        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
+        messages = [{"role": "system", "content": ASKED_SYSTEM}, {"role": "user", "content": ASKED_QUESTION}]
         own = processor.tokenizer.encode(render(template, messages))
         yield holds("the folder's own template", list(row.ids) == own, f"{_brief(row.ids)}, it says {_brief(own)}")
 

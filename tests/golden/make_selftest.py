@@ -32,7 +32,7 @@ from mlx_phi4.checkpoint import names
 from mlx_phi4.checkpoint.hub import ASSETS
 from mlx_phi4.selftest import samples
 
-FOLDER = ASSETS / samples.MODEL
+FOLDER = ASSETS / samples.BUILT_IN_MODEL
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"  # as published
 STRIDES = {"sign": 7, "large": 29, "views": 11, "embeddings": 13, "long_conformer": 16}
 LEAST_MARGIN = 0.01  # of a greedy token's logit over the next: rounding must not decide
@@ -140,7 +140,7 @@ def crossing(reference: TinyReference) -> dict[str, np.ndarray]:
 
 def media(reference: TinyReference) -> dict[str, np.ndarray]:
     """Log-mel features whole, views at every few pixels: grey levels, of the global view with fractions."""
-    samples_of, _, _ = read_audio(samples.path(samples.COMMAND))
+    samples_of, _, _ = read_audio(samples.path(samples.SPOKEN_COMMAND))
     clip = reference.feature_extractor(samples_of, sampling_rate=16_000, return_tensors="pt")
     found = {"log_mel": clip["audio_input_features"][0].numpy()}
     for name, pixels in samples.pictures().items():
@@ -211,7 +211,7 @@ def main():
         "packages": {name: version(name) for name in packages},
     }
     samples.path("made_with.json").write_text(json.dumps(notes, indent=1) + "\n")
-    listed = [path for path in sorted(samples.FOLDER.iterdir()) if path.name != "SHA256SUMS"]
+    listed = [path for path in sorted(samples.SAMPLES.iterdir()) if path.name != "SHA256SUMS"]
     sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in listed]
     samples.path("SHA256SUMS").write_text("".join(sums))
     for name, value in found.items():
