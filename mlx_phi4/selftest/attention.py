@@ -44,9 +44,9 @@ SHAPES = (
     Shape("decoder, one token", 24, 8, 128, 1, 70),
     Shape("decoder, one token of many", 24, 8, 128, 1, 1100),
     Shape("decoder, window", 24, 8, 128, 7, 96, "window"),
-    Shape("vision", 16, 16, 72, 256, 256),
+    Shape("vision", 16, 16, 72, 160, 160),
     Shape("vision, padded", 16, 16, 72, 130, 130, "keys"),
-    Shape("speech", 16, 16, 64, 125, 125, "bias"),
+    Shape("speech", 16, 16, 64, 100, 100, "bias"),
     Shape("built-in, one token", 4, 2, 32, 1, 40),
     Shape("built-in, prompt", 4, 2, 32, 40, 40, "causal"),
 )

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import mlx.core as mx
 import numpy as np
 
-from ..device import exclusive
+from ..device import compute_dtype, exclusive
 from ..generation.media_cache import MediaCache
 from ..inputs.processor import Processor
 from ..loading import DTYPES, load
@@ -31,6 +31,11 @@ class Bench:
     @property
     def on_gpu(self) -> bool:
         return self.device.type == mx.gpu
+
+    @property
+    def encoder_dtypes(self) -> tuple[str, ...]:
+        """Types that encoders compute in: not float16 on a CPU, where they take float32, see ``device.compute_dtype``."""
+        return tuple(name for name in DTYPES if compute_dtype(getattr(mx, name)) == getattr(mx, name))
 
     def model(self, dtype: str = "float32") -> tuple[Phi4, Processor]:
         """The built-in model on the current device. Raises Phi4Error."""

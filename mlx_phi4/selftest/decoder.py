@@ -21,6 +21,7 @@ from .checks import Check, holds
 from .encoders import LAYER
 
 KEPT_POSITIONS = (0, 1, samples.DECODER_IDS // 2, samples.DECODER_IDS - 1)  # positions whose logits were kept
+LIKELIEST = 5  # tokens whose log-probabilities are compared
 CACHED_PIECES = (20, 1, 27)  # tokens: the same ids through a cache
 
 
@@ -58,35 +59,50 @@ def decoder(bench: Bench) -> Iterator[Check]:
             cached = logits_of(model, row, state, CACHED_PIECES)
             yield bench.error(f"{adapter or 'base'}, by a cache, {dtype}", cached, whole, dtype, 2 * depth, length)
 
+    again = logits_of(bench.model()[0], row, RowState())[mx.array(KEPT_POSITIONS)]
+    expected = samples.golden()["decoder/base/short"]
+    yield bench.error("base, after its adapters", again, expected, "float32", depth, length)
+
 
 def crossing(bench: Bench) -> Iterator[Check]:
     """A greedy answer that passes the original context, made short for this: its tokens, and the change of tables."""
     golden = samples.golden()
     model = bench.model()[0]
+    logits = golden["crossing/logits"]
+    depth, length = LAYER * model.config.decoder.num_hidden_layers, model.config.decoder.intermediate_size
     rope = model.config.decoder.rope
     context = rope.original_max_position_embeddings
     tables = [model.new_state(Row((0,) * count)).long for count in (context, context + 1)]
     yield holds("tables", tables == [False, True], f"long is {tables} for {context} and {context + 1} tokens")
     ids, expected = samples.ordinary_ids(samples.CROSSING, 2), golden["crossing/tokens"].tolist()
     with _context(model, samples.CONTEXT):
-        got = greedy(model, Row(tuple(ids)), len(expected))
+        got, found = greedy(model, Row(tuple(ids)), len(expected))
         yield holds("tokens", got == expected, f"{got}, expected {expected}")
+        likely = [[row[id] for id, _ in top] for row, top in zip(log_softmax(logits), found, strict=True)]
+        shown = [[value for _, value in top] for top in found]
+        yield bench.error("log-probabilities through the change", shown, likely, "float32", 2 * depth, length)
         whole = [*ids, *expected]
         rows = []
         for count in range(samples.CROSSING, len(whole)):
             row = Row(tuple(whole[:count]))
             rows.append(logits_of(model, row, model.new_state(row))[-1:])
-    depth, length = LAYER * model.config.decoder.num_hidden_layers, model.config.decoder.intermediate_size
-    yield bench.error("logits", mx.concatenate(rows), golden["crossing/logits"], "float32", depth, length)
+    yield bench.error("logits", mx.concatenate(rows), logits, "float32", depth, length)
 
 
-def greedy(model: Phi4, row: Row, count: int) -> list[int]:
-    """So many tokens of a row's answer, whatever they are."""
-    sequence, batch = Sequence(row, GenerationOptions(max_tokens=count)), Batch(model)
+def greedy(model: Phi4, row: Row, count: int) -> tuple[list[int], list[tuple]]:
+    """So many tokens of a row's answer, whatever they are, and for each the likeliest with their log-probabilities."""
+    sequence, batch = Sequence(row, GenerationOptions(max_tokens=count, logprobs=LIKELIEST)), Batch(model)
     batch.admit(sequence)
+    found = []
     while batch.active:
-        batch.step()
-    return sequence.tokens
+        found += [token.top_logprobs for token in batch.step() if token.token is not None]
+    return sequence.tokens, found
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Of the last axis, float64."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 @contextmanager

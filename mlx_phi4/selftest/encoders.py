@@ -14,7 +14,7 @@ from .checks import Check
 # roundings one after another, counted by hand: of a layer twelve (norm, projections, scores, softmax, products, sums)
 LAYER, MLP = 12, 4
 FEATURE_STRIDES = {"sign": 7, "large": 29}  # tokens between those that were kept
-EMBEDDING_STRIDE, CONFORMER_STRIDE = 13, 16
+CONFORMER_STRIDE = 16
 SIDE = 16  # cells of a view
 
 
@@ -34,7 +34,7 @@ def vision_encoder(bench: Bench) -> Iterator[Check]:
                 kept = [part[mx.array(np.flatnonzero(inside))] for part, inside in zip(found, chosen, strict=True)]
                 return _done(mx.concatenate(kept))
 
-        dtypes = DTYPES if name == "sign" else DTYPES[:1]  # the same layers, slow on a CPU
+        dtypes = bench.encoder_dtypes if name == "sign" else DTYPES[:1]  # the same layers, slow on a CPU
         yield from bench.both(name, compute, expected, LAYER * config.used_layers, config.intermediate_size, dtypes)
 
 
@@ -62,7 +62,7 @@ def vision_projector(bench: Bench) -> Iterator[Check]:
             projector = bench.model(dtype)[0].vision_projector
             with exclusive():
                 parts = [mx.array(each).astype(getattr(mx, dtype)) for each in made]
-                return _done(projector(parts, picture)[::EMBEDDING_STRIDE])
+                return _done(projector(parts, picture)[mx.array(samples.kept_embeddings(picture))])
 
         expected = samples.golden()[f"picture_embeddings/{name}"]
         yield from bench.both(name, compute, expected, MLP, config.decoder.hidden_size)
@@ -84,7 +84,7 @@ def audio_encoder(bench: Bench) -> Iterator[Check]:
                 return _done(encoder(features)[::stride])
 
         depth = 2 * LAYER * config.num_blocks
-        yield from bench.both(name, compute, expected, depth, 10 * config.conv_channels)
+        yield from bench.both(name, compute, expected, depth, 10 * config.conv_channels, bench.encoder_dtypes)
 
 
 def audio_projectors(bench: Bench) -> Iterator[Check]:

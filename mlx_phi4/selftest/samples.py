@@ -115,6 +115,14 @@ def features(picture: Picture, dims: int) -> list[np.ndarray]:
     return [view[: -(-r // 2), : -(-c // 2)] for view, (r, c) in zip(full, picture.kept_by_view, strict=True)]
 
 
+def kept_embeddings(picture: Picture) -> np.ndarray:
+    """Places of a picture's tokens that were kept: every 13th, the first ends of rows, and around both separators."""
+    rows, columns = picture.kept_cells
+    crops = rows * (columns + 1)
+    chosen = [*range(0, picture.tokens, 13), columns, 2 * columns + 1, *range(crops - 2, crops + 2), picture.tokens - 1]
+    return np.unique(chosen)
+
+
 def frames(dims: int) -> np.ndarray:
     """(40, dims): what a conformer might give."""
     return normal((40, dims), 12)

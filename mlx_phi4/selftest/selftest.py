@@ -9,6 +9,7 @@ from ..arguments import kinds
 from ..arguments.names import takes
 from ..errors import Phi4Error
 from ..evaluation.speed import machine
+from ..loading import model_folder
 from . import attention, decoder, encoders, files, media, modes, products, tokens
 from .bench import Bench
 from .checks import PASSED, WRONG, Outcome, Stage, holds
@@ -70,14 +71,18 @@ def self_test(
         progress: told of each stage that is done.
 
     Raises:
-        Phi4Error: stages of a model are asked for, and no model.
+        Phi4Error: stages of a model are asked for, and no model; the model cannot be found.
     """
     chosen = set(NAMES if stages is None else stages)
     own = {stage.name for stage in MODEL_STAGES}
     if model is None:
         if stages is not None and (lost := sorted(chosen & own)):
             raise Phi4Error(f"stages are {', '.join(lost)}: they need a model")
+        if revision is not None:
+            raise Phi4Error(f"revision is {revision!r}: it goes with a model")
         chosen -= own
+    elif chosen & own:
+        model_folder(model, revision, quiet=True)  # found out before anything is computed
     bench = Bench(None if model is None else str(model), revision)
     outcomes: dict[str, Outcome] = {}
     for stage in (*STAGES, *MODEL_STAGES):

@@ -34,7 +34,7 @@ from mlx_phi4.selftest import samples
 
 FOLDER = ASSETS / samples.BUILT_IN_MODEL
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"  # as published
-STRIDES = {"sign": 7, "large": 29, "views": 11, "embeddings": 13, "long_conformer": 16}
+STRIDES = {"sign": 7, "large": 29, "views": 11, "long_conformer": 16}
 LEAST_MARGIN = 0.01  # of a greedy token's logit over the next: rounding must not decide
 
 
@@ -172,7 +172,7 @@ def vision(reference: TinyReference) -> dict[str, np.ndarray]:
             view[: part.shape[0], : part.shape[1]] = part
         made = torch.from_numpy(made.reshape(features.shape))
         original, embed.get_img_features = embed.get_img_features, lambda *a, made=made, **k: made
-        found[f"picture_embeddings/{name}"] = reference.picture_embeddings(prepared)[:: STRIDES["embeddings"]]
+        found[f"picture_embeddings/{name}"] = reference.picture_embeddings(prepared)[samples.kept_embeddings(picture)]
         embed.get_img_features = original
     return found
 
