@@ -104,9 +104,17 @@ def attention(bench: Bench) -> Iterator[Check]:
         for dtype in DTYPES:
             yield _attended(bench, shape, arrays, dtype, shape.name)
         if shape.name == "decoder, prompt":
-            large = [LARGE * np.sign(arrays[0]), LARGE * np.sign(arrays[1]), arrays[2]]
             for dtype in DTYPES:
-                yield _attended(bench, shape, large, dtype, "large scores")
+                yield _attended(bench, shape, _large(shape), dtype, "large scores")
+
+
+def _large(shape: Shape) -> list[np.ndarray]:
+    """Queries and keys whose products are +-115,200, and values by that sign: a weight is 0 or as large as others."""
+    direction = LARGE * np.sign(samples.normal((1, 1, 1, shape.head_dim), 27))
+    signs = np.sign(samples.normal((1, shape.kv_heads, shape.keys, 1), 28))
+    values = samples.normal((2, 1, shape.kv_heads, 1, shape.head_dim), 29)
+    queries = np.broadcast_to(direction, (1, shape.heads, shape.queries, shape.head_dim))
+    return [queries, direction * signs, np.where(signs > 0, values[0], values[1])]
 
 
 def _attended(bench: Bench, shape: Shape, arrays: list[np.ndarray], dtype: str, name: str) -> Check:

@@ -34,7 +34,7 @@ class Bench:
 
     @property
     def encoder_dtypes(self) -> tuple[str, ...]:
-        """Types that encoders compute in: not float16 on a CPU, where they take float32, see ``device.compute_dtype``."""
+        """Types that encoders compute in: on a CPU not float16, for which they take float32."""
         return tuple(name for name in DTYPES if compute_dtype(getattr(mx, name)) == getattr(mx, name))
 
     def model(self, dtype: str = "float32") -> tuple[Phi4, Processor]:
