@@ -17,6 +17,7 @@ from mlx_phi4 import Phi4Error, self_test
 from mlx_phi4.checkpoint import hub
 from mlx_phi4.commands.selftest import command
 from mlx_phi4.selftest import files, samples, selftest
+from mlx_phi4.selftest.bench import Bench
 from mlx_phi4.selftest.report import HEADER, anonymous
 from mlx_phi4.selftest.tolerances import TF32, UNIT, Arithmetic, distance
 
@@ -63,6 +64,15 @@ def test_a_fault_is_named(fault):
         [sys.executable, script, fault, "--alone"], env=environment, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "") and "1 of 1 named" in done.stdout
+
+
+def test_a_gpu_is_compared_with_the_cpu_too(monkeypatch):
+    """As far as a machine without one can show it: every comparison has one beside the CPU."""
+    monkeypatch.setattr(Bench, "on_gpu", True)
+    (outcome,) = self_test(stages=["audio-projectors"]).outcomes
+    beside = [check for check in outcome.checks if check.name.endswith("beside the CPU")]
+    assert outcome.state == "passed" and 2 * len(beside) == len(outcome.checks) == 12
+    assert all(check.measured == 0 for check in beside)
 
 
 def test_a_damaged_model_fails_its_stage_and_others_wait(run_command, broken):

@@ -25,7 +25,7 @@ class Bench:
         self.cpu = Arithmetic.of(mx.Device(mx.DeviceType.cpu, 0))
         self.name, self.revision = model, revision
         self.notes: list[str] = []  # for people, beside the checks
-        self.seen = MediaCache()  # of the model in one type at a time
+        self._seen: dict[int, MediaCache] = {}  # of each model
         self._loaded: dict[tuple, tuple[Phi4, Processor]] = {}
 
     @property
@@ -43,6 +43,10 @@ class Bench:
         if key not in self._loaded:
             self._loaded[key] = load(samples.BUILT_IN_MODEL, dtype=dtype)
         return self._loaded[key]
+
+    def seen(self, model: Phi4) -> MediaCache:
+        """What a model that is kept here has embedded before."""
+        return self._seen.setdefault(id(model), MediaCache())
 
     def asked(self) -> tuple[Phi4, Processor]:
         """The model that ``--model`` names. Raises Phi4Error."""

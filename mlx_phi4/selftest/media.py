@@ -38,7 +38,7 @@ def views(bench: Bench) -> Iterator[Check]:
             yield holds(f"{name}: crops", False, f"{len(picture.crops)}, expected {len(crops)}")
             continue
         seen = picture.pixels(range(len(crops) + 1))[:, ::VIEW_STRIDE, ::VIEW_STRIDE].astype(np.float64) * 127.5 + 127.5
-        exact = name in ("sign", "large")
+        exact = name in ("sign", "high", "large")
         yield within(f"{name}: crops", float(np.abs(seen[1:] - crops).max()), EXACT_GREY if exact else GREY)
         limit = (EXACT_GREY if exact else 0) or GLOBAL_GREY
         gap = np.abs(seen[0] - golden[f"views/{name}/global"].astype(np.float64)).max()

@@ -90,20 +90,21 @@ def sign() -> np.ndarray:
 
 
 def pictures() -> dict[str, np.ndarray]:
-    """Pictures for the views: as wide as a crop, four crops, and two sizes that have to be resized."""
+    """Pictures for the views: of one crop, of a little more, of four, and two that have to be resized."""
     plain = sign()
     large = plain.repeat(2, 0).repeat(2, 1)
-    return {"sign": plain, "large": large, "small": plain[30:230, 60:360], "tall": large[:, 200:420].repeat(2, 0)}
+    resized = {"small": plain[30:230, 60:360], "tall": large[:, 200:420].repeat(2, 0)}
+    return {"sign": plain, "high": large[30:490, 200:648], "large": large} | resized
 
 
 def ready(name: str) -> Picture:
-    """``sign`` or ``large`` cut into views by hand: nothing is resized, the global view takes every nth pixel."""
+    """A picture that is not resized, cut into views by hand; the global view takes every nth pixel."""
     pixels = pictures()[name]
     rows, columns = (-(-side // CROP_SIZE) for side in pixels.shape[:2])
     canvas = np.full((rows * CROP_SIZE, columns * CROP_SIZE, 3), 255, np.uint8)
     canvas[: pixels.shape[0], : pixels.shape[1]] = pixels
     crops = canvas.reshape(rows, CROP_SIZE, columns, CROP_SIZE, 3).swapaxes(1, 2).reshape(-1, CROP_SIZE, CROP_SIZE, 3)
-    scaled = (canvas[::rows, ::columns].astype(np.float32) - 127.5) / 127.5
+    scaled = (canvas[::rows, ::columns][:CROP_SIZE, :CROP_SIZE].astype(np.float32) - 127.5) / 127.5
     sides = zip((rows, columns), pixels.shape[:2], strict=True)
     kept = tuple(PATCHES * n - (CROP_SIZE * n - side) // PATCH_SIZE for n, side in sides)
     return Picture(scaled, np.ascontiguousarray(crops), (rows, columns), kept)

@@ -34,7 +34,7 @@ from mlx_phi4.selftest import samples
 
 FOLDER = ASSETS / samples.BUILT_IN_MODEL
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"  # as published
-STRIDES = {"sign": 7, "large": 29, "views": 11, "long_conformer": 16}
+STRIDES = {"sign": 7, "high": 13, "views": 11, "long_conformer": 16}
 LEAST_MARGIN = 0.01  # of a greedy token's logit over the next: rounding must not decide
 
 
@@ -158,7 +158,7 @@ def media(reference: TinyReference) -> dict[str, np.ndarray]:
 def vision(reference: TinyReference) -> dict[str, np.ndarray]:
     """Features of views that were cut by hand, and what the projector makes of made-up features."""
     found, embed = {}, reference.extend.image_embed
-    for name in ("sign", "large"):
+    for name in ("sign", "high", "large"):
         picture = samples.ready(name)
         prepared = reference.prepare("<|image_1|>", [samples.pictures()[name]])
         values = prepared.pictures["image_pixel_values"]
@@ -166,7 +166,8 @@ def vision(reference: TinyReference) -> dict[str, np.ndarray]:
         assert (values[:, 1:] - ours[:, 1:]).abs().max() < 1e-6, "the crops are the picture itself"
         prepared.pictures["image_pixel_values"] = ours
         features = reference.vision_features(prepared)
-        found[f"vision/{name}"] = features[:, :: STRIDES[name]]
+        if name in STRIDES:
+            found[f"vision/{name}"] = features[:, :: STRIDES[name]]
         made = np.zeros_like(features).reshape(len(features), 16, 16, -1)
         for view, part in zip(made, samples.features(picture, features.shape[-1]), strict=True):
             view[: part.shape[0], : part.shape[1]] = part
