@@ -47,6 +47,7 @@ __all__ = [
     "live",
     "load",
     "predict_training",
+    "self_test",
     "stream_generate",
     "test_adapter",
     "train_adapter",

@@ -11,7 +11,7 @@ class Commands(click.Group):
     def list_commands(self, context: click.Context) -> list[str]:
         """In the order of a newcomer's way."""
         known = ["generate", "chat", "server", "transcribe", "convert", "lora", "fuse", "cache_prompt"]
-        return [*known, "evaluate", "benchmark"]
+        return [*known, "evaluate", "benchmark", "selftest"]
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """The command of this name, or None."""
@@ -36,6 +36,8 @@ class Commands(click.Group):
             from .commands.evaluate import main
         elif name == "benchmark":
             from .commands.benchmark import main
+        elif name == "selftest":
+            from .commands.selftest import main
         else:
             return None
         return main

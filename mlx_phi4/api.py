@@ -18,6 +18,7 @@ from .inputs.tools import ToolCall
 from .loading import load
 from .modalities import Mode
 from .model import Phi4
+from .selftest.selftest import self_test
 from .training.train import predict_training, test_adapter, train_adapter
 from .transcription.live import live
 from .transcription.transcribe import transcribe
@@ -52,6 +53,7 @@ __all__ = [
     "live",
     "load",
     "predict_training",
+    "self_test",
     "stream_generate",
     "test_adapter",
     "train_adapter",

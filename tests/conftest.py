@@ -4,6 +4,7 @@ import io
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 import mlx_phi4
@@ -14,6 +15,22 @@ sys.path.insert(0, str(Path(__file__).parent / "golden"))  # cases.py serves the
 
 def pytest_addoption(parser):
     parser.addoption("--screenshots", metavar="FOLDER", help="where the pictures of the page in docs/ are made anew")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "cpu: needs MLX's CPU backend, on whatever machine, see tolerances.py")
+
+
+@pytest.fixture(autouse=True)
+def _device(request):
+    """The CPU for tests that are marked so, this machine's own device for all others."""
+    if request.node.get_closest_marker("cpu") is None:
+        yield
+        return
+    before = mx.default_device()
+    mx.set_default_device(mx.Device(mx.DeviceType.cpu, 0))
+    yield
+    mx.set_default_device(before)
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,7 @@ def valid(loaded, checkpoint, tmp_path_factory):
         "live": both,
         "evaluate_asr": both | {"manifest": "none.jsonl"}, "evaluate_pictures": both | {"manifest": "none.jsonl"},
         "evaluate_text": both | {"tasks": ["no such task"]}, "stream_generate": asked,
-        "Video": {"source": "none.mp4"},
+        "Video": {"source": "none.mp4"}, "self_test": {"model": "none", "stages": ["model-rows"]},
         "train_adapter": both | {"data": "none", "adapter_path": folder / "taken" / "file"},
         "predict_training": both | {"data": "none", "adapter_path": folder / "taken" / "file"},
         "test_adapter": both | {"data": "none"}, "add_modality": both | {"folder": "none"},

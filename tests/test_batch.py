@@ -18,6 +18,8 @@ from mlx_phi4.inputs.processor import Row
 from mlx_phi4.synthetic.published import Sizes
 from mlx_phi4.synthetic.random_checkpoint import write_random_checkpoint
 
+pytestmark = pytest.mark.cpu  # rows alone and in batches are compared by their bits
+
 ORIGINAL = 60  # tokens of the short table, small enough that rows cross its end
 
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "cache_prompt": "--prefill-step-size",
     "evaluate": "pictures",
     "benchmark": "--generation-tokens",
+    "selftest": "--stages",
 }
 # runs the command, then says what it cost: "runpy" is python -m
 HELP = """

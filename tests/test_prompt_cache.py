@@ -15,6 +15,8 @@ from mlx_phi4.generation.batch import Batch
 from mlx_phi4.modalities import projector_of
 from mlx_phi4.synthetic.random_checkpoint import write_random_checkpoint
 
+pytestmark = pytest.mark.cpu  # what is reused changes how many tokens a step has, not which come
+
 
 @pytest.fixture
 def spy(loaded, monkeypatch):

@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from cases import clip, picture
+from tolerances import near
 
 import mlx_phi4
 from mlx_phi4 import Request
@@ -30,7 +31,7 @@ def test_mixed_batch_equals_each_row_alone(loaded):
     logits = np.array(model(inputs))
     for row, request in enumerate(REQUESTS):
         expected = alone(model, processor, request)
-        assert np.abs(logits[row, inputs.padding[row] :] - expected).max() <= 1e-4
+        assert np.abs(logits[row, inputs.padding[row] :] - expected).max() <= near(1e-4)
 
 
 def test_batch_of_one_has_no_padding(loaded):
@@ -38,6 +39,7 @@ def test_batch_of_one_has_no_padding(loaded):
     assert all(processor.batch([request]).padding == (0,) for request in REQUESTS)
 
 
+@pytest.mark.cpu  # of batches of other sizes
 def test_text_rows_are_bit_equal_to_a_model_without_adapters(loaded):
     """Also inside a mixed batch: the same batch of ids through the plain text model."""
     model, processor = loaded()
@@ -69,6 +71,7 @@ def test_every_mode_takes_its_own_route(loaded):
         assert mx.abs(routed - base).max().item() > 0.1
 
 
+@pytest.mark.cpu  # tokens of batches of other sizes
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 7}, {"repetition_penalty": 1.3}])
 def test_batch_generate_equals_generate(loaded, options):
     model, processor = loaded()

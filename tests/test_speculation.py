@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import speculating
 from samples import MODES, decoded, run, sequence_of
+from tolerances import near
 
 import mlx_phi4
 from mlx_phi4 import Phi4Error, PromptCache, Request, batch_generate, generate, load, stream_generate
@@ -16,6 +17,8 @@ from mlx_phi4.generation.batch import Batch
 from mlx_phi4.generation.lookup import MOST_COMPARED, PLACES, PairIndex
 from mlx_phi4.generation.speculation import FIRST_DRAFTS, REFUSAL, Speculation
 from mlx_phi4.generation.step_costs import StepCosts, Wanted, shares
+
+pytestmark = pytest.mark.cpu  # drafts change how many tokens a step has, not which come
 
 PASSAGE = "seven two nine four one six eight three zero five two nine"
 COPY = Request(f"Copy the words: {PASSAGE}")
@@ -238,7 +241,7 @@ def test_a_window_takes_back_what_came_last():
             keys, values = cache.update(new)
             some = queries[:, :, start : start + count]
             got = mx.fast.scaled_dot_product_attention(some, keys, values, scale=1.0, mask=mask)
-            assert mx.abs(got[:, :, :right] - expected[:, :, start:stop]).max().item() < 1e-5, (size, start)
+            assert mx.abs(got[:, :, :right] - expected[:, :, start:stop]).max().item() < near(1e-5), (size, start)
             assert cache.trimmable(count - right)
             cache.trim(count - right)
             start = stop

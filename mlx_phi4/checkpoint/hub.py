@@ -19,7 +19,7 @@ def find_folder(path_or_hub_id: str | Path, revision: str | None = None) -> Path
     """The local folder of a checkpoint, downloaded if need be. Raises CheckpointError."""
     folder, name = local_folder(path_or_hub_id), str(path_or_hub_id)
     if is_built_in(folder):
-        _check_asset(folder)
+        check_asset(folder)
     if folder.is_dir():
         if revision is not None:
             raise CheckpointError(f"{name} is a folder: it has no revision {revision!r}")
@@ -42,8 +42,11 @@ def is_built_in(folder: Path) -> bool:
     return folder.parent == ASSETS
 
 
-def _check_asset(folder: Path) -> None:
-    """Nobody can have changed a built-in model on purpose: compare its files with their checksums."""
+def check_asset(folder: Path) -> None:
+    """Nobody can have changed what the package brings on purpose: compare a folder with its checksums.
+
+    Raises CheckpointError.
+    """
     for line in _asset_bytes(folder / CHECKSUMS).decode().splitlines():
         digest, name = line.split()
         if hashlib.sha256(_asset_bytes(folder / name)).hexdigest() != digest:

@@ -52,8 +52,8 @@ def command(name: str, cls: type[click.Command] = click.Command, **settings) -> 
     return decorate
 
 
-def _not_empty(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    if not value.strip():  # "$MODEL" where the variable is not set; the current folder is .
+def not_empty(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not value.strip():  # "$MODEL" where the variable is not set; the current folder is .
         raise click.BadParameter("is empty", context, parameter)
     return value
 
@@ -61,7 +61,7 @@ def _not_empty(context: click.Context, parameter: click.Parameter, value: str) -
 def model_option(required: bool = False):
     """--model and --revision: what ``load`` takes."""
     given = {"required": True} if required else {"default": MODEL, "show_default": True}
-    given["callback"] = _not_empty
+    given["callback"] = not_empty
     return lambda function: decorated(
         function,
         (

@@ -25,18 +25,19 @@ class DefaultSystemText:
 
 def read_default_system(folder: Path) -> DefaultSystemText:
     """What the template in ``chat_template.jinja`` or ``tokenizer_config.json`` says; empty if it says nothing."""
-    template = _template(folder)
+    template = read_template(folder)
     if template is None:
         return DefaultSystemText()
-    alone = _system_text(_render(template, [{"role": "user", "content": USER}]))
+    alone = _system_text(render(template, [{"role": "user", "content": USER}]))
     if not alone:
         return DefaultSystemText()
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
-    given = _system_text(_render(template, messages)) or SYSTEM
+    given = _system_text(render(template, messages)) or SYSTEM
     return DefaultSystemText(alone, given.removesuffix(SYSTEM) if given.endswith(SYSTEM) else "")
 
 
-def _template(folder: Path) -> str | None:
+def read_template(folder: Path) -> str | None:
+    """The folder's own chat template, if it has one that can be read."""
     try:
         if (folder / "chat_template.jinja").exists():
             return read_text(folder / "chat_template.jinja")
@@ -46,7 +47,7 @@ def _template(folder: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _render(template: str, messages: list[dict]) -> str:
+def render(template: str, messages: list[dict]) -> str:
     """The template's text for these messages; one that fails, in whatever way, says nothing."""
     try:
         return evaluate(template, {"messages": messages, "add_generation_prompt": True, "tools": None})
