@@ -18,7 +18,7 @@ SHARED = (  # a few cases, and inputs that were wrong once
     ("picture", "sound", "container", "video", "request", "line", "made-up-line", "adapter"),
     ("body", "spoiled-body", "form", "session", "command-line", "killed"),
 )
-SHARE = 0.04
+SHARE = 0.03
 
 
 def run(checkpoint, folder, groups, *options):
