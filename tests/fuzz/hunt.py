@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -92,8 +93,12 @@ def _wait(worker: subprocess.Popen, log: Path) -> bool:
             return False
         except subprocess.TimeoutExpired:
             if time.time() - log.stat().st_mtime > HANGS:
-                worker.kill()
-                worker.wait()
+                worker.send_signal(signal.SIGABRT)  # so that it says where it is
+                try:
+                    worker.wait(timeout=30)
+                except subprocess.TimeoutExpired:
+                    worker.kill()
+                    worker.wait()
                 return True
 
 
