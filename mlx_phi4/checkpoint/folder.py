@@ -6,11 +6,14 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..config import OWN_SECTION, Config
+from ..config import OWN_SECTION, TIME_REDUCTION, Config
+from ..errors import ConfigError
 from ..files import read_json
 from ..inputs.tokenizer import Tokenizer
 from ..model import Phi4
+from ..vision.preprocess import MAX_CROPS
 from .config_readers import config_from_dict
+from .fields import expect
 from .fit import check_fit, locate
 from .packing import packed_modules
 from .shards import Shard, check_layout, read_shards
@@ -24,6 +27,13 @@ MARKS = {
         "vision": ("vision_encoder.", "vision_projector.", ".lora.vision."),
         "speech": ("audio_encoder.", "audio_projectors.", ".lora.speech."),
     },
+}
+# what preprocessor_config.json says of pictures and recordings
+MEDIA = {
+    "dynamic_hd": MAX_CROPS,
+    "audio_compression_rate": TIME_REDUCTION,
+    "audio_downsample_rate": 1,
+    "audio_feat_stride": 1,
 }
 BIAS_TABLE = "relative_attention_bias_layer.bias_values.weight"
 
@@ -60,9 +70,22 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """Look at a folder as far as headers tell. Raises Phi4Error."""
     raw = read_json(folder / "config.json")
     config = config_from_dict(raw, folder)
+    _check_preprocessor(folder / "preprocessor_config.json")
     shards = read_shards(folder)
     check_layout(config, shards)
     return Checkpoint(folder, raw, _with_bias_rows(_with_what_is_there(config, shards), shards), shards)
+
+
+def _check_preprocessor(path: Path) -> None:
+    """What it says of media, where it is there, is what is computed. Raises ConfigError."""
+    if not path.exists():
+        return
+    raw = read_json(path)
+    try:
+        for name, expected in MEDIA.items():
+            expect(raw, name, expected)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def _with_what_is_there(config: Config, shards: list[Shard]) -> Config:

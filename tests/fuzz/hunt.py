@@ -2,10 +2,12 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -78,7 +80,8 @@ def _turn(folder: Path, name: str, seed: int, seconds: float, save: Path) -> tup
 
 
 def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
+    with suppress(ValueError, OSError):  # macOS has no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
@@ -89,9 +92,13 @@ def _wait(worker: subprocess.Popen, log: Path) -> bool:
             worker.wait(timeout=1)
             return False
         except subprocess.TimeoutExpired:
-            if time.time() - max(log.stat().st_mtime, time.time() - HANGS - 1) > HANGS:
-                worker.kill()
-                worker.wait()
+            if time.time() - log.stat().st_mtime > HANGS:
+                worker.send_signal(signal.SIGABRT)  # so that it says where it is
+                try:
+                    worker.wait(timeout=30)
+                except subprocess.TimeoutExpired:
+                    worker.kill()
+                    worker.wait()
                 return True
 
 

@@ -19,6 +19,7 @@ from mutations import spoiled_json, spoiled_safetensors, spoiled_template
 import mlx_phi4
 from mlx_phi4 import PromptCache
 from mlx_phi4.checkpoint.config_readers import read_config
+from mlx_phi4.checkpoint.folder import read_checkpoint
 from mlx_phi4.checkpoint.shards import read_shards
 from mlx_phi4.checkpoint.tensorfile import read_header
 from mlx_phi4.decoder.rope import LongRope
@@ -28,7 +29,7 @@ from mlx_phi4.inputs.tokenizer import Tokenizer
 from mlx_phi4.synthetic.published_tokenizer import CHAT_TEMPLATE
 
 WEIGHTS = "model.safetensors"
-CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+CONFIG, TOKENIZER, PREPROCESSOR = "config.json", "tokenizer.json", "preprocessor_config.json"
 PART = b"\n--part--\n"  # between a file's name and its content
 
 
@@ -84,6 +85,18 @@ def read_a_template(content: bytes, scratch: Path, folder: Path) -> None:
 def read_a_tokenizer_config(content: bytes, scratch: Path, folder: Path) -> None:
     (scratch / "tokenizer_config.json").write_bytes(content)
     read_default_system(scratch)
+
+
+def preprocessors(folder: Path) -> list[bytes]:
+    return [(folder / name / PREPROCESSOR).read_bytes() for name in ("microsoft", "transformers")]
+
+
+def read_a_preprocessor(content: bytes, scratch: Path, folder: Path) -> None:
+    for path in (folder / "microsoft").iterdir():
+        (scratch / path.name).symlink_to(path)
+    (scratch / PREPROCESSOR).unlink()
+    (scratch / PREPROCESSOR).write_bytes(content)
+    read_checkpoint(scratch)
 
 
 def read_weights(content: bytes, scratch: Path, folder: Path) -> None:
@@ -182,6 +195,7 @@ KINDS = [
     Kind("template", 350, read_a_template, lambda folder: [CHAT_TEMPLATE.encode()], spoiled_template),
     Kind("tokenizer-config", 50, read_a_tokenizer_config, files("tokenizer_config.json"), spoiled_json),
     Kind("weights", 150, read_weights, lambda folder: files(WEIGHTS)(folder)[2:], spoiled_safetensors),
+    Kind("preprocessor", 50, read_a_preprocessor, preprocessors, spoiled_json),
     Kind("index", 50, read_an_index, indices, spoiled_json),
     Kind("folder", 200, read_a_folder, folders, spoiled_folder),
     Kind("prompt-cache", 500, read_a_prompt_cache, prompt_caches, spoiled_prompt_cache),

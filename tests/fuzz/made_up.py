@@ -11,8 +11,9 @@ PICTURE, SOUND = "sign.png", "command.flac"
 
 WORDS = (
     "", " ", "\n", "What is it?", "<|end|>", "<|user|>", "<|assistant|>", "<|image_1|>", "<|audio_1|>", "<|image_2|>",
-    "<|endoftext10|>", "<|endoftext11|>", "<|tool|>", "<|/tool|>", "<|tool_call|>", "<think>", "é", "\u200b", "\U0001f600",
-    "\x00", "\x1b[2J", "\ud800", "a" * 3000, "<|image_99999999999|>", "<|image_-1|>", "<|", "|>", "{{ 1 }}", "%s",
+    "<|endoftext10|>", "<|endoftext11|>", "<|tool|>", "<|/tool|>", "<|tool_call|>", "<think>", "é", "\u200b",
+    "\U0001f600", "\x00", "\x1b[2J", "\ud800", "a" * 3000,
+    "<|image_99999999999|>", "<|image_-1|>", "<|", "|>", "{{ 1 }}", "%s",
 )  # fmt: skip
 text = st.one_of(
     st.sampled_from(WORDS),

@@ -94,8 +94,9 @@ def sounds(folder: Path) -> list[bytes]:
     found = []
     forms = {
         "WAV": ("PCM_16", "PCM_U8", "PCM_24", "FLOAT", "DOUBLE", "ULAW", "ALAW", "MS_ADPCM", "IMA_ADPCM", "GSM610"),
-        "FLAC": ("PCM_16", "PCM_24"), "OGG": ("VORBIS", "OPUS"), "MP3": ("MPEG_LAYER_III",), "AIFF": ("PCM_16", "FLOAT"),
-        "AU": ("PCM_16", "ULAW"), "CAF": ("PCM_16", "ALAC_16"), "W64": ("PCM_16",), "RF64": ("PCM_16",),
+        "FLAC": ("PCM_16", "PCM_24"), "OGG": ("VORBIS", "OPUS"), "MP3": ("MPEG_LAYER_III",),
+        "AIFF": ("PCM_16", "FLOAT"), "AU": ("PCM_16", "ULAW"), "CAF": ("PCM_16", "ALAC_16"),
+         "W64": ("PCM_16",), "RF64": ("PCM_16",),
     }  # fmt: skip
     for form, subtypes in forms.items():
         for subtype in subtypes:
