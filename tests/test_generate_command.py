@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 from cases import clip, picture
+from interrupting import pressed
 from PIL import Image
 
 import mlx_phi4
@@ -230,8 +230,7 @@ def test_interrupt_ends_quietly(checkpoint):
     arguments = ["--model", str(checkpoint()), "-p", "Hi", "-m", "100000", "--min-tokens", "100000"]
     process = subprocess.Popen([*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = pressed(process)
     assert process.returncode == 130
     assert err == b""
 

@@ -4,7 +4,6 @@ import getpass
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from interrupting import pressed
 
 from mlx_phi4 import Phi4Error, self_test
 from mlx_phi4.checkpoint import hub
@@ -150,8 +150,7 @@ def test_an_interruption_is_one_line():
         run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )
     lines = [process.stderr.readline()]  # the first stage is done
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = pressed(process)
     lines += err.splitlines(keepends=True)
     assert (process.returncode, out) == (130, "")
     assert lines[-1].startswith("Interrupted after ") and "Traceback" not in err

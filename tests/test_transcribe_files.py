@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from interrupting import pressed
 from ranks import launch
 from samples import ScriptedPool
 from test_transcribe import RATE, said, tones
@@ -455,8 +455,7 @@ def test_an_interruption_leaves_what_is_finished_and_nothing_half_written(checkp
     )
     while not Path("out/2.json").exists() and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = pressed(process)
     assert (process.returncode, out) == (130, "")
     assert err.splitlines()[-1].startswith("stopped: 2 of 3 files are done") and len(err.splitlines()) == 3
     assert files("out") == ["1.json", "2.json"]

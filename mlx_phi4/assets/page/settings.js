@@ -20,6 +20,7 @@ export function setUpSettings(names) {
   }
   byId("advanced").open = Boolean(stored.tools || stored.schema);
   byId("show-settings").onclick = () => byId("settings").showModal();
+  byId("show-settings").disabled = false; // not before what was set is there
 }
 
 function keepAll() {
