@@ -2,6 +2,7 @@
 
 import json
 import struct
+from copy import deepcopy
 from random import Random
 
 BYTES = (
@@ -78,9 +79,12 @@ def spoiled_value(random: Random, value):
     elif way == 1 and isinstance(value, dict):
         value[random.choice(("", "a", "layers.0.", "\ud800", "x" * 300, *value))] = value.pop(key)
     elif way == 2 and isinstance(value, dict):
-        value[random.choice(("quantization", "rope_scaling", "mlx_phi4", "head_dim", "more"))] = random.choice(VALUES)
+        value[random.choice(("quantization", "rope_scaling", "mlx_phi4", "head_dim", "more"))] = deepcopy(
+            random.choice(VALUES)
+        )
     elif way == 3 and isinstance(value, list):
-        value[key:key] = value[key : key + 1] * random.choice((1, 2, 1000))
+        # copies: a value that stands in two places, one within the other, would change while it is changed
+        value[key:key] = [deepcopy(value[key]) for _ in range(random.choice((1, 2, 1000)))]
     else:
         value[key] = spoiled_value(random, value[key])
     return value
@@ -97,7 +101,7 @@ def other_value(random: Random, value):
         for _ in range(random.choice((1, 3, 70, 500))):
             value = random.choice(([value], {"a": value}))
         return value
-    return random.choice(VALUES)
+    return deepcopy(random.choice(VALUES))
 
 
 def spoiled_safetensors(random: Random, content: bytes) -> bytes:
