@@ -20,7 +20,6 @@ from mlx_phi4.synthetic.random_checkpoint import write_random_checkpoint
 
 # heads for four ranks; the rest as small as groups of 64 allow
 FOUR = dataclasses.replace(SIZES["reduced"], hidden=256, heads=8, kv_heads=4, mlp=256)
-KINDS = ("float32", "packed")
 
 
 @pytest.fixture(scope="module")
@@ -41,26 +40,21 @@ def folders(checkpoint, tmp_path_factory):
     return made
 
 
-@pytest.fixture(scope="module")
-def shared(folders, tmp_path_factory):
-    """Ranks -> what each of them found, and what one process finds; all ranks of a size are started once."""
-    found = {}
-    for size, models in folders.items():
-        result = tmp_path_factory.mktemp("result") / "logits"
-        processes = start(*[[*JOB, "same", result, *models]] * size)
-        alone = []
-        for folder in models:
-            model, processor = mlx_phi4.load(folder)
-            read, total = weight_bytes(model, "vision"), nbytes(model)
-            alone.append((*computed(model, processor), read, total))
-        outputs = ended(processes, timeout=300)
-        assert [code for code, _, _ in outputs] == [0] * size, outputs
-        ranks = [json.loads(out) for _, out, _ in outputs]
-        found[size] = [
-            {"ranks": [rank[i] for rank in ranks], "logits": np.load(f"{result}-{i}.npy"), "alone": alone[i]}
-            for i in range(len(models))
-        ]
-    return found
+def shared(size, models, result):
+    """For each model: what each of so many ranks found, started once for all, and what one process finds."""
+    processes = start(*[[*JOB, "same", result, *models]] * size)
+    alone = []
+    for folder in models:
+        model, processor = mlx_phi4.load(folder)
+        read, total = weight_bytes(model, "vision"), nbytes(model)
+        alone.append((*computed(model, processor), read, total))
+    outputs = ended(processes, timeout=300)
+    assert [code for code, _, _ in outputs] == [0] * size, outputs
+    ranks = [json.loads(out) for _, out, _ in outputs]
+    return [
+        {"ranks": [rank[i] for rank in ranks], "logits": np.load(f"{result}-{i}.npy"), "alone": alone[i]}
+        for i in range(len(models))
+    ]
 
 
 def nbytes(model):
@@ -78,39 +72,21 @@ def part_of_each(name):
     return ".lora." not in name or (".down." in name.split(".lora.")[1]) == by_columns
 
 
-cases = pytest.mark.parametrize("size, kind", [(size, kind) for size in (2, 4) for kind in range(len(KINDS))])
-
-
-@cases
-def test_ranks_give_what_one_process_gives(shared, size, kind):
-    found = shared[size][kind]
-    logits, tokens, _, _ = found["alone"]
-    assert abs(found["logits"] - logits).max() < 1e-4
-    assert found["ranks"][0]["tokens"] == tokens  # among them a row that crosses the end of the short table
-    assert len(tokens[-1]) == 5
-
-
-@cases
-def test_ranks_have_the_same_bits(shared, size, kind):
-    ranks = shared[size][kind]["ranks"]
-    assert len({rank["digest"] for rank in ranks}) == 1
-    assert all(rank["tokens"] == ranks[0]["tokens"] for rank in ranks)
-    assert all(rank["drawn"] == ranks[0]["drawn"] for rank in ranks)  # without a seed: rank 0's choice
-
-
-@cases
-def test_a_shared_head_gives_the_same_logits(shared, size, kind):
-    assert all(rank["head"] < 1e-5 for rank in shared[size][kind]["ranks"])
-
-
-@cases
-def test_a_rank_reads_and_holds_its_part(shared, size, kind):
-    """Weights pass through memory once: no rank needs room for what it will not keep."""
-    found = shared[size][kind]
-    (base, adapter), (total, whole) = found["alone"][2:]
-    for rank in found["ranks"]:
-        assert rank["loading"]["peak"] <= 1.05 * (whole + (total - whole) / size)
-        assert sum(rank["read"]) < 0.75 * (base + adapter)
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_give_what_one_process_gives(folders, tmp_path, size):
+    """One test for all that is asked of them, since it takes as many processes."""
+    for found in shared(size, folders[size], tmp_path / "logits"):
+        ranks, (logits, tokens, (base, adapter), (total, whole)) = found["ranks"], found["alone"]
+        assert abs(found["logits"] - logits).max() < 1e-4
+        assert ranks[0]["tokens"] == tokens  # among them a row that crosses the end of the short table
+        assert len(tokens[-1]) == 5
+        assert len({rank["digest"] for rank in ranks}) == 1  # the same bits
+        assert all(rank["tokens"] == ranks[0]["tokens"] for rank in ranks)
+        assert all(rank["drawn"] == ranks[0]["drawn"] for rank in ranks)  # without a seed: rank 0's choice
+        assert all(rank["head"] < 1e-5 for rank in ranks)  # shared, it gives the same logits
+        for rank in ranks:  # weights pass through memory once: none needs room for what it will not keep
+            assert rank["loading"]["peak"] <= 1.05 * (whole + (total - whole) / size)
+            assert sum(rank["read"]) < 0.75 * (base + adapter)
 
 
 def test_parts_of_arrays_are_the_array():

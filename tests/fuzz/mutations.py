@@ -79,15 +79,23 @@ def spoiled_value(random: Random, value):
     elif way == 1 and isinstance(value, dict):
         value[random.choice(("", "a", "layers.0.", "\ud800", "x" * 300, *value))] = value.pop(key)
     elif way == 2 and isinstance(value, dict):
-        value[random.choice(("quantization", "rope_scaling", "mlx_phi4", "head_dim", "more"))] = deepcopy(
+        value[random.choice(("quantization", "rope_scaling", "mlx_phi4", "head_dim", "more"))] = copied(
             random.choice(VALUES)
         )
     elif way == 3 and isinstance(value, list):
         # copies: a value that stands in two places, one within the other, would change while it is changed
-        value[key:key] = [deepcopy(value[key]) for _ in range(random.choice((1, 2, 1000)))]
+        value[key:key] = [copied(value[key]) for _ in range(random.choice((1, 2, 1000)))]
     else:
         value[key] = spoiled_value(random, value[key])
     return value
+
+
+def copied(value):
+    """A copy of a value; of one that is nested too deeply for that nothing."""
+    try:
+        return deepcopy(value)
+    except RecursionError:
+        return None
 
 
 def other_value(random: Random, value):
@@ -101,7 +109,7 @@ def other_value(random: Random, value):
         for _ in range(random.choice((1, 3, 70, 500))):
             value = random.choice(([value], {"a": value}))
         return value
-    return deepcopy(random.choice(VALUES))
+    return copied(random.choice(VALUES))
 
 
 def spoiled_safetensors(random: Random, content: bytes) -> bytes:
