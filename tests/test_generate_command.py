@@ -262,7 +262,8 @@ def test_a_standard_error_that_breaks_costs_no_work(checkpoint, tmp_path):
 
 def test_closed_pipe_and_full_disk(checkpoint):
     arguments = ["--model", str(checkpoint()), "-p", "Hi", "-m", "400", "--temperature", "2", "--seed", "1"]
-    process = subprocess.Popen([*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    endless = [*arguments, "-m", "100000", "--min-tokens", "100000"]  # not done before its pipe is closed
+    process = subprocess.Popen([*PROGRAM, *endless], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(1)
     process.stdout.close()
     err = process.stderr.read()
