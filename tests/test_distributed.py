@@ -313,7 +313,9 @@ def test_a_rank_that_dies_ends_the_others(when):
     ask = ["generate", "--model", "phi4-tiny", "-p", "What is the capital of France?", "--quiet"]
     (code, out, err), (killed, _, _) = launch("killed", when, *ask, program=JOB)
     assert (code, killed) == (2, -signal.SIGKILL) and out in ("", "Paris"), err
-    assert err.splitlines() == ["error: rank 1 (127.0.0.1) is gone: it ended, or is not heard any more"]
+    # MLX's ring and an interpreter that ends at once may write lines of their own
+    told = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert told == ["error: rank 1 (127.0.0.1) is gone: it ended, or is not heard any more"]
     assert time.monotonic() - began < 60
 
 
