@@ -239,10 +239,10 @@ def terminal(checkpoint):
     pexpect = pytest.importorskip("pexpect")
     talks = []
 
-    def start(*arguments, program=PROGRAM):
+    def start(*arguments, program=PROGRAM, echo=False):
         environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | {"TERM": "xterm"}
         arguments = [*program, "--model", str(checkpoint()), *map(str, arguments)]
-        talk = pexpect.spawn(sys.executable, arguments, env=environment, encoding="utf-8", timeout=60, echo=False)
+        talk = pexpect.spawn(sys.executable, arguments, env=environment, encoding="utf-8", timeout=60, echo=echo)
         talks.append(talk)
         talk.expect(">>> ")
         return talk
@@ -384,7 +384,7 @@ def settled(talk):
 def test_ctrl_c_stops_an_answer_and_never_loses_a_talk(terminal, tmp_path):
     import pexpect
 
-    talk = terminal("-m", 20_000, "--temperature", 2, "--seed", 1, "--min-tokens", 20_000)
+    talk = terminal("-m", 20_000, "--temperature", 2, "--seed", 1, "--min-tokens", 20_000, echo=True)
     talk.sendline("Tell me of the sea.")
     talk.expect(r"(?s).{200}")  # more than the line's own echo
     talk.sendintr()
@@ -398,6 +398,8 @@ def test_ctrl_c_stops_an_answer_and_never_loses_a_talk(terminal, tmp_path):
     for typed in ("", "half a line", "", ""):
         settled(talk)
         talk.send(typed)
+        # a Ctrl-C empties the terminal's queue: readline, if it was about to read it, would wait for another key
+        talk.expect_exact(typed)
         # Python notices a signal late that comes just before it begins to wait for a key: one more wakes it
         for _ in range(5):
             talk.sendintr()

@@ -53,6 +53,7 @@ def command(name: str, cls: type[click.Command] = click.Command, **settings) -> 
 
 
 def not_empty(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """The callback of an option that may be left out, but not be empty."""
     if value is not None and not value.strip():  # "$MODEL" where the variable is not set; the current folder is .
         raise click.BadParameter("is empty", context, parameter)
     return value
@@ -60,8 +61,7 @@ def not_empty(context: click.Context, parameter: click.Parameter, value: str | N
 
 def model_option(required: bool = False):
     """--model and --revision: what ``load`` takes."""
-    given = {"required": True} if required else {"default": MODEL, "show_default": True}
-    given["callback"] = not_empty
+    given = {"callback": not_empty} | ({"required": True} if required else {"default": MODEL, "show_default": True})
     return lambda function: decorated(
         function,
         (

@@ -1,6 +1,7 @@
 """What the commands do under ``mlx.launch``: several processes share a model, or the work."""
 
 import os
+import re
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -14,6 +15,12 @@ if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..inputs.processor import Processor
     from ..model import Phi4
     from ..ranks.star import Ranks
+
+# what MLX's ring writes of connections that break, in pieces and from several threads: any of them may begin a line
+_NOISE = re.compile(
+    rb"\[ring\]|Socket|was closed by the peer|failed with errno|Receiving from socket|Sending to socket"
+    rb"|made no progress|Too many send/recv errors|Failing pending tasks|connection to a peer was lost"
+)
 
 
 def parallel_option(usual: str, *others: str):
@@ -100,7 +107,13 @@ def drop_native_noise(ranks: "Ranks") -> None:
     def pass_on() -> None:
         with os.fdopen(read, "rb") as lines, os.fdopen(kept, "wb", buffering=0) as out:
             for line in lines:
-                if b"[ring]" not in line and not line.startswith((b"3 failed", b"4 failed")):
+                if not _is_noise(line):
                     out.write(line)
 
     threading.Thread(target=pass_on, name="noise", daemon=True).start()
+
+
+def _is_noise(line: bytes) -> bool:
+    """Whether a line is MLX's ring's, or made of nothing but pieces of its lines."""
+    words = _NOISE.sub(b"", line)
+    return b"[ring]" in line or (words != line and not re.search(rb"[A-Za-z]", words))

@@ -131,12 +131,15 @@ class Ranks:
         return self.rank > 0
 
     def is_lost(self) -> bool:
-        """Whether a rank was lost, waiting a moment for the news."""
+        """Whether a rank was lost, waiting a moment for the news. Whoever asks is on its way out."""
         with self._changed:
-            return self._changed.wait_for(lambda: bool(self.lost) or self._told_to_end, LAST_SECONDS)
+            lost = self._changed.wait_for(lambda: bool(self.lost) or self._told_to_end, LAST_SECONDS)
+        ends_anyway()
+        return lost
 
     def leave(self, code: int) -> None:
         """Part from the others with this exit code."""
+        ends_anyway()
         with self._lock:
             self._ending = True
             lines, self._lines = self._lines, {}
@@ -250,10 +253,16 @@ def _end_here(signum, frame) -> None:
     raise SystemExit(FAILED)
 
 
+def ends_anyway() -> None:
+    """The main thread is on its way out: a lost rank is not to break into what the interpreter does in its end."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGUSR1) is _end_here:
+        signal.signal(signal.SIGUSR1, lambda *_: None)  # not SIG_IGN: Python tells of a signal that is pending then
+
+
 def _end_soon() -> None:
     """Let the main thread clean up, unless it waits for what will never come."""
     main = threading.main_thread()
     if signal.getsignal(signal.SIGUSR1) is _end_here and main.is_alive():
         signal.pthread_kill(main.ident, signal.SIGUSR1)
-        main.join(LAST_SECONDS)
+    main.join(LAST_SECONDS)
     os._exit(FAILED)
