@@ -386,8 +386,7 @@ def test_one_module_decides_what_is_shared(monkeypatch):
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_training_on_ranks_gives_what_one_process_gives(size, tmp_path, run_command):
+def test_training_on_ranks_gives_what_one_process_gives(tmp_path, run_command):
     lines = [
         {"prompt": f"Say {word}.", "completion": " ".join([word] * (1 + i % 3))} for i, word in enumerate("abcdefg")
     ]
@@ -395,11 +394,13 @@ def test_training_on_ranks_gives_what_one_process_gives(size, tmp_path, run_comm
     options = ["--data", tmp_path / "train.jsonl", "--batch-size", 5, "--learning-rate", 1e-3, "--rank", 4]
     options += ["--iters", 8, "--held-out", 0, "--grad-accumulation-steps", 2, "--quiet", "--no-plot"]
     ask = ["lora", "--train", "--model", "phi4-tiny", *options]
-    assert launch(*ask, "--adapter-path", tmp_path / "many", size=size) == [(0, "", "")] * size
+    for name, size, program in (("two", 2, PROGRAM), ("three", 3, (*JOB, "undigested"))):
+        assert launch(*ask, "--adapter-path", tmp_path / name, size=size, program=program) == [(0, "", "")] * size
     assert run_command(lora, *ask[1:], "--adapter-path", tmp_path / "one")[0] == 0
-    one, many = (mx.load(str(tmp_path / name / "adapter_model.safetensors")) for name in ("one", "many"))
-    assert max(abs(one[name] - many[name]).max().item() for name in one) < 1e-5
-    assert any(abs(many[name]).max().item() > 1e-3 for name in many if "lora_B" in name)  # it did learn
+    one, two, three = (mx.load(str(tmp_path / name / "adapter_model.safetensors")) for name in ("one", "two", "three"))
+    for many in (two, three):
+        assert max(abs(one[name] - many[name]).max().item() for name in one) < 1e-5
+        assert any(abs(many[name]).max().item() > 1e-3 for name in many if "lora_B" in name)  # it did learn
 
 
 def test_a_rank_that_dies_in_training_ends_the_others_and_leaves_nothing_half_written(tmp_path):
