@@ -17,7 +17,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..checkpoint import names
-from ..checkpoint.folder import read_checkpoint
+from ..checkpoint.folder import Checkpoint, read_checkpoint
 from ..checkpoint.tensorfile import CODES, FLOATS, STORED_DTYPES, StoredTensor, itemsize, shard_bytes
 from ..checkpoint.weights import FLOAT_DTYPES
 from ..config import CONVERSION_FORMAT, OWN_SECTION, Config
@@ -148,14 +148,34 @@ def make_plan(
     dtype = dtype or dtype_name(raw) or ("bfloat16" if dequantize else None)
     width = vision_width(config, raw, rules)
     tasks, table = _tasks(model, config.layout, checkpoint.tensors(), rules, dtype, width)
+    parameters = sum(math.prod(task.shape) for task in tasks)
+    return plan_of(folder, checkpoint, tasks, table=table, dtype=dtype, width=width, parameters=parameters)
+
+
+def plan_of(
+    folder: Path,
+    checkpoint: Checkpoint,
+    tasks: list[Task],
+    *,
+    table: dict | None,
+    dtype: str | None,
+    width: int | None,
+    parameters: int,
+) -> Plan:
+    """The plan of these tasks, with the ``config.json`` that the result will have.
+
+    ``table`` tells how it is packed, ``dtype`` what the rest is stored in, ``width`` how wide the vision encoder's
+    MLP becomes.
+    """
+    config = checkpoint.config
     if config.vision:
         config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, intermediate_size=width))
     return Plan(
         source=folder,
         layout=config.layout,
         tasks=tasks,
-        config=output_config(raw, config, table, dtype),
-        parameters=sum(math.prod(task.shape) for task in tasks),
+        config=output_config(checkpoint.raw, config, table, dtype),
+        parameters=parameters,
     )
 
 

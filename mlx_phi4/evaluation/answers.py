@@ -108,21 +108,29 @@ def evaluate_pictures(
             yield index, [None, str(found)] if isinstance(found, Exception) else [found.text, None]
 
     for done, (index, found) in enumerate(share_out(ranks, [1] * len(items), answer), start=1):
-        score, (text, error) = scores[index], [None, str(found)] if isinstance(found, Lost) else found
-        if error is not None:
-            score.error = error
-        else:
-            score.answer = text.strip()
-            score.correct = any(same_answer(score.answer, accepted) for accepted in score.accepted)
+        _score(scores[index], *([None, str(found)] if isinstance(found, Lost) else found))
         if progress is not None:
             progress(done, len(items))
+    return _totals(scores, time.perf_counter() - began)
+
+
+def _score(score: AnswerScore, text: str | None, error: str | None) -> None:
+    """Judge a text, or say why there is none."""
+    if error is not None:
+        score.error = error
+    else:
+        score.answer = text.strip()
+        score.correct = any(same_answer(score.answer, accepted) for accepted in score.accepted)
+
+
+def _totals(scores: list[AnswerScore], wall: float) -> AnswerScores:
     correct, answered = sum(score.correct for score in scores), sum(score.error is None for score in scores)
     return AnswerScores(
         accuracy=correct / answered if answered else None,
         correct=correct,
         answered=answered,
-        failed=len(items) - answered,
-        wall_seconds=round(time.perf_counter() - began, 3),
+        failed=len(scores) - answered,
+        wall_seconds=round(wall, 3),
         items=scores,
     )
 

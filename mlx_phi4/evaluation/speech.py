@@ -16,7 +16,7 @@ from ..errors import Phi4Error
 from ..ranks.together import check_same
 from ..ranks.work import Lost, share_out
 from .manifest import SpeechItem, read_speech
-from .word_errors import NORMALIZERS, Normalizer, error_rates
+from .word_errors import NORMALIZERS, ErrorRates, Normalizer, error_rates
 
 if TYPE_CHECKING:  # imported where used, so that --help is instant
     from ..inputs.processor import Processor
@@ -129,15 +129,18 @@ def evaluate_asr(
             score.wer, score.cer = rates.wer, rates.cer
         if progress is not None:
             progress(done, len(asked))
-    wall = time.perf_counter() - began
-    audio = sum(score.seconds or 0.0 for score in files)
     rates = error_rates([references[i] for i in hypotheses], list(hypotheses.values())) if hypotheses else None
+    return _totals(files, rates, len(hypotheses), time.perf_counter() - began)
+
+
+def _totals(files: list[SpeechScore], rates: ErrorRates | None, scored: int, wall: float) -> SpeechScores:
+    audio, skipped = sum(score.seconds or 0.0 for score in files), sum(score.skipped for score in files)
     return SpeechScores(
         wer=rates.wer if rates else None,
         cer=rates.cer if rates else None,
-        scored=len(hypotheses),
-        skipped=len(items) - len(asked),
-        failed=len(asked) - len(hypotheses),
+        scored=scored,
+        skipped=skipped,
+        failed=len(files) - skipped - scored,
         audio_seconds=round(audio, 3),
         wall_seconds=round(wall, 3),
         real_time_factor=wall / audio if audio else None,

@@ -12,6 +12,7 @@ from ..checkpoint.adapter_files import find_form, is_sum, write_adapter
 from ..checkpoint.hub import local_folder
 from ..converter.convert import one_line, progress_bar
 from ..converter.first_use import model_folder
+from ..converter.plan import Plan
 from ..converter.publish import check_upload, upload
 from ..converter.writer import check_destination, move_into_place, partial_folder, write
 from ..decoder.adapter_set import ADAPTER_NAME
@@ -115,13 +116,10 @@ def fuse(
             before = _before(net, processor, whole, prompts)
             del net  # two models may not fit
             plan = fused_plan(folder, whole, dequantize=dequantize)
-            with _beside(destination) as partial:
-                with progress_bar("Fusing", plan.bytes_in, quiet) as progress:
-                    write(plan, partial, progress=progress)
+            with _written(plan, destination, quiet) as partial:
                 found = _cost(partial, before, prompts)
                 check_cost(found, most_change, most_media_change)
                 (partial / "README.md").write_text(fused_card(base, plan, found), encoding="utf-8")
-                move_into_place(partial, destination)
         else:
             card = {"README.md": adapter_card(base, whole, form)}
             write_adapter(destination, whole, net.config.decoder, form=form, overwrite=overwrite, companions=card)
@@ -182,12 +180,15 @@ def check_cost(found: list[Agreement], most_change: float, most_media_change: fl
 
 
 @contextmanager
-def _beside(destination: Path) -> Iterator[Path]:
-    """A hidden folder's path beside a destination, removed unless it was moved away."""
+def _written(plan: Plan, destination: Path, quiet: bool) -> Iterator[Path]:
+    """A plan's folder, hidden beside its destination: it gets its name unless an error says that it is not to."""
     partial = destination.with_name(f".{destination.name}.{FUSING}")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     try:
+        with progress_bar("Fusing", plan.bytes_in, quiet) as progress:
+            write(plan, partial, progress=progress)
         yield partial
+        move_into_place(partial, destination)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(partial_folder(partial), ignore_errors=True)

@@ -16,8 +16,8 @@ from ..checkpoint import names
 from ..checkpoint.folder import Checkpoint, read_checkpoint
 from ..checkpoint.packing import Scheme
 from ..checkpoint.tensorfile import STORED_DTYPES, StoredTensor
-from ..converter.converted_config import dtype_name, output_config
-from ..converter.plan import Plan, Task, task_of, vision_width, written_name
+from ..converter.converted_config import dtype_name
+from ..converter.plan import Plan, Task, plan_of, task_of, vision_width, written_name
 from ..converter.quantization import ORDER, Rules, component
 from ..converter.verify import parameter_count
 from ..decoder.adapters import Adapter, LinearAdapter
@@ -66,15 +66,7 @@ def fused_plan(folder: Path, adapter: Adapter, *, dequantize: bool = False, dtyp
     dtype = dtype or dtype_name(raw) or ("bfloat16" if dequantize and config.quantization else None)
     width = config.vision and (vision_width(config, raw, Rules()) if dequantize else config.vision.intermediate_size)
     tasks, parameters = _tasks(checkpoint, adapter, bool(table), dtype, width)
-    if config.vision:
-        config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, intermediate_size=width))
-    return Plan(
-        source=folder,
-        layout=config.layout,
-        tasks=tasks,
-        config=output_config(raw, config, table, dtype),
-        parameters=parameters,
-    )
+    return plan_of(folder, checkpoint, tasks, table=table, dtype=dtype, width=width, parameters=parameters)
 
 
 def _tasks(
