@@ -363,6 +363,21 @@ def test_folders_that_are_taken(checkpoint, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_an_adapter_goes_on_from_another(checkpoint, tmp_path):
+    """What is asked of new ones and this one does not have was ignored once."""
+    data = write(tmp_path / "data")
+    trained(checkpoint, data, tmp_path / "first", iters=2, rank=4, scale=2.0)
+    begun = {"resume_adapter_file": tmp_path / "first", "iters": 1}
+    trained(checkpoint, data, tmp_path / "second", **begun, rank=4, learning_rate=1e-9)
+    first, second = (mx.load(str(tmp_path / name / "adapter_model.safetensors")) for name in ("first", "second"))
+    assert all(mx.allclose(first[name], second[name], atol=1e-6).item() for name in first)
+    assert any(mx.abs(first[name]).max().item() > 0 for name in first if "lora_B" in name)
+    for options, said in (({"rank": 8}, "rank is 8, but .* has 4"), ({"fine_tune_type": "dora"}, "is no dora")):
+        with pytest.raises(Phi4Error, match=said):
+            trained(checkpoint, data, tmp_path / "third", **begun, **({"rank": 4} | options))
+    assert not (tmp_path / "third").exists()
+
+
 def test_preferences_move_answers_apart_and_the_reference_is_the_base(checkpoint, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
