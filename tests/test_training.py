@@ -372,7 +372,10 @@ def test_an_adapter_goes_on_from_another(checkpoint, tmp_path):
     first, second = (mx.load(str(tmp_path / name / "adapter_model.safetensors")) for name in ("first", "second"))
     assert all(mx.allclose(first[name], second[name], atol=1e-6).item() for name in first)
     assert any(mx.abs(first[name]).max().item() > 0 for name in first if "lora_B" in name)
-    for options, said in (({"rank": 8}, "rank is 8, but .* has 4"), ({"fine_tune_type": "dora"}, "is no dora")):
+    for options, said in (
+        ({"rank": 8}, "rank is 8, but .* has 4"),
+        ({"fine_tune_type": "dora"}, "is dora, but .* is none"),
+    ):
         with pytest.raises(Phi4Error, match=said):
             trained(checkpoint, data, tmp_path / "third", **begun, **({"rank": 4} | options))
     assert not (tmp_path / "third").exists()

@@ -74,14 +74,14 @@ class LoraOptions:
         paths = decoder_linears(model.config.decoder)
         return [p for p in paths if int(p.split(".")[1]) >= first and p.split(".", 2)[2] in wanted]
 
-    def check_begun(self, slot: str, adapter: Adapter) -> None:
-        """Refuse what was asked for and an adapter that is gone on from does not have. Raises Phi4Error."""
+    def check_begun(self, adapter: Adapter) -> None:
+        """Refuse what was asked for and an adapter to begin with does not have. Raises Phi4Error."""
         usual, parts = LoraOptions(), adapter.linears.values()
         ranks = sorted({part.rank for part in parts})
         if self.rank not in (usual.rank, *ranks):
-            raise Phi4Error(f"rank is {self.rank}, but the adapter that {slot!r} goes on from has {ranks[-1]}")
+            raise Phi4Error(f"rank is {self.rank}, but the adapter of resume_adapter_file has {ranks[-1]}")
         if self.kind != usual.kind and all(part.magnitude is None for part in parts):
-            raise Phi4Error(f"the adapter that {slot!r} goes on from is no {self.kind}")
+            raise Phi4Error(f"fine_tune_type is {self.kind}, but the adapter of resume_adapter_file is none")
 
     @staticmethod
     def _meant(key: str) -> list[str]:
@@ -156,9 +156,6 @@ def make_parts(
     if unknown := [name for name in modules if name not in known]:
         raise Phi4Error(f"{unknown[0]!r} cannot be trained, expected an adapter's name or {', '.join(known)}")
     adapters = {slot: f"{TRAINED}{slot}" for slot in slots}
-    if None not in slots.values():  # else they may be meant for the new one
-        for slot, begun in slots.items():
-            options.check_begun(slot, begun)
     for number, (slot, begun) in enumerate(slots.items()):
         made = new_adapter(model, options, mx.random.key(seed + number)) if begun is None else begun
         model.add_adapter(adapters[slot], made, train=True)

@@ -103,6 +103,9 @@ class TrainingRun:
         self.base = identify(model)
         sets = [self.data.train, self.data.valid]
         chosen = choose(model, sets, options.tune, options.resume_adapter_file, self.base)
+        if options.resume_adapter_file is not None:
+            for begun in chosen.slots.values():
+                options.lora.check_begun(begun)
         if wants_dense():
             make_dense(model)
         self.before = mode_digests(model, processor)
