@@ -165,7 +165,7 @@ def plan_of(
     """The plan of these tasks, with the ``config.json`` that the result will have.
 
     ``table`` tells how it is packed, ``dtype`` what the rest is stored in, ``width`` how wide the vision encoder's
-    MLP becomes.
+    MLP becomes, ``parameters`` how many weights there are.
     """
     config = checkpoint.config
     if config.vision:

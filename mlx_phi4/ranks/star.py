@@ -134,12 +134,12 @@ class Ranks:
         """Whether a rank was lost, waiting a moment for the news. Whoever asks is on its way out."""
         with self._changed:
             lost = self._changed.wait_for(lambda: bool(self.lost) or self._told_to_end, LAST_SECONDS)
-        ends_anyway()
+        _ignore_lost_ranks()
         return lost
 
     def leave(self, code: int) -> None:
         """Part from the others with this exit code."""
-        ends_anyway()
+        _ignore_lost_ranks()
         with self._lock:
             self._ending = True
             lines, self._lines = self._lines, {}
@@ -253,7 +253,7 @@ def _end_here(signum, frame) -> None:
     raise SystemExit(FAILED)
 
 
-def ends_anyway() -> None:
+def _ignore_lost_ranks() -> None:
     """The main thread is on its way out: a lost rank is not to break into what the interpreter does in its end."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGUSR1) is _end_here:
         signal.signal(signal.SIGUSR1, lambda *_: None)  # not SIG_IGN: Python tells of a signal that is pending then
