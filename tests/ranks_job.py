@@ -167,7 +167,7 @@ def rows(folder):
     (model, processor), (alone, _) = ranks.loaded(folder), mlx_phi4.load(folder)
     random = np.random.default_rng(1)
     requests = [
-        dataclasses.replace(request, options=own) for request, own in (random_request(random) for _ in range(8))
+        dataclasses.replace(request, options=own) for request, own in (random_request(random) for _ in range(12))
     ]
     requests.append(Request("Tell.", images=[picture(900, 1340)], options={"max_tokens": 3}))
     caches = [mlx_phi4.PromptCache(), mlx_phi4.PromptCache()]
